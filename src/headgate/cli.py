@@ -1,0 +1,201 @@
+"""The ``headgate`` command. Imports torch only where something is measured or built."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headgate.errors import HeadgateError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from headgate.catalog import Method
+    from headgate.claims.evidence import Evidence
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Gated and learned representations for PyTorch, and their papers' claims, measured on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+EvidenceOption = Annotated[
+    list[Path] | None,
+    typer.Option("--evidence", help="Folder of evidence files to look in (default: ./runs, then what is shipped)."),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors that a user can mend are one line each, without a traceback."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="headgate")
+    except HeadgateError as error:
+        print(f"headgate: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("headgate: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import headgate
+
+        print(f"headgate {headgate.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_command(
+    family: Annotated[str | None, typer.Option(help="Only methods of this family, e.g. sequence.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only methods of this kind, e.g. loss.")] = None,
+    evidence: EvidenceOption = None,
+) -> None:
+    """List the methods with the status of their claims."""
+    from headgate.catalog import KINDS, load_methods
+    from headgate.report.terminal import print_methods
+
+    methods = list(load_methods().values())
+    families = sorted({method.family for method in methods})
+    if family is not None and family not in families:
+        raise HeadgateError(f"unknown family {family!r}; there are {', '.join(families)}")
+    if kind is not None and kind not in KINDS:
+        raise HeadgateError(f"unknown kind {kind!r}; there are {', '.join(KINDS)}")
+    chosen = [m for m in methods if family in (None, m.family) and (kind is None or kind in m.kinds)]
+    print_methods(_console(), chosen, evidence)
+
+
+@app.command("show")
+def show_command(
+    method: Annotated[str, typer.Argument(help="The method's name, e.g. zoology.")],
+    evidence: EvidenceOption = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Only the citation.")] = False,
+) -> None:
+    """Show one method: parts, presets, use, claim with criteria, evidence, citation."""
+    from headgate.catalog import find_method
+
+    found = find_method(method)
+    if bibtex:
+        print(found.bibtex())
+        return
+    from headgate.report.terminal import print_method
+
+    print_method(_console(), found, evidence)
+
+
+@app.command("search")
+def search_command(
+    query: Annotated[list[str], typer.Argument(help="Words that the method's card must hold.")],
+    evidence: EvidenceOption = None,
+) -> None:
+    """Search the methods' cards."""
+    from headgate.catalog import search_methods
+    from headgate.report.terminal import print_methods
+
+    found = search_methods(" ".join(query))
+    if not found:
+        raise HeadgateError(f"no method's card holds all of: {' '.join(query)}")
+    print_methods(_console(), found, evidence)
+
+
+@app.command("reproduce")
+def reproduce_command(
+    methods: Annotated[list[str] | None, typer.Argument(help="Names of methods.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All methods.")] = False,
+    scale: Annotated[str, typer.Option(help="smoke, laptop, paper, or another scale of the claim.")] = "laptop",
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds (default: the card's).")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes (default: as many as there are cores).")] = None,
+    threads: Annotated[int, typer.Option(help="Threads in each process.")] = 1,
+    out: Annotated[Path, typer.Option(help="Run folder: evidence, figures and finished cells.")] = Path("runs"),
+) -> None:
+    """Measure the claims of METHODS on this machine and give a verdict on each.
+
+    A run that was interrupted goes on where it stopped: the same command measures only what is missing.
+    """
+    from headgate.catalog import find_method, load_methods
+
+    if everything == bool(methods):
+        raise HeadgateError("name the methods to reproduce, or give --all: headgate reproduce zoology matryoshka")
+    chosen = (
+        list(load_methods().values()) if everything else [find_method(name) for name in dict.fromkeys(methods or [])]
+    )
+
+    from headgate.claims.engine import reproduce
+    from headgate.claims.progress import ConsoleProgress
+
+    console = _console()
+    progress = ConsoleProgress(console)
+
+    def show(method: Method, evidence: Evidence) -> None:
+        from headgate.report.figure import draw_figure
+        from headgate.report.terminal import print_evidence
+
+        figure = draw_figure(method, evidence, out / f"{evidence.name}.png")
+        print_evidence(console, method, evidence, figure)
+
+    by_slug = {method.slug: method for method in chosen}
+    results = reproduce(
+        chosen,
+        scale=scale,
+        seeds=seeds,
+        jobs=jobs,
+        threads=threads,
+        out=out,
+        progress=progress,
+        on_evidence=lambda evidence: show(by_slug[evidence.slug], evidence),
+    )
+    if len(results) > 1:
+        _print_summary(console, results)
+    failed = sum(len(evidence.failed) for evidence in results)
+    if failed:
+        raise HeadgateError(f"{failed} cells failed (tracebacks above and in {out}); the same command tries them again")
+
+
+def _print_summary(console: Console, results: Sequence[Evidence]) -> None:
+    from rich.table import Table
+
+    from headgate.claims.progress import format_seconds
+    from headgate.report.terminal import verdict_text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title="verdicts", title_justify="left")
+    for column in ("method", "verdict", "criteria reproduced", "time of all cells"):
+        table.add_column(column)
+    for evidence in results:
+        passed = sum(result.verdict == "reproduced" for result in evidence.criteria)
+        table.add_row(
+            evidence.slug,
+            verdict_text(evidence.verdict),
+            f"{passed} of {len(evidence.criteria)}",
+            format_seconds(evidence.seconds),
+        )
+    console.print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The methods, one room each: ``methods/<family>/<method>/``. :mod:`headgate.catalog` finds them by their cards."""

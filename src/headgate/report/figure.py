@@ -1,0 +1,203 @@
+"""One figure per claim: the arms' measurements, the criteria as intervals over their margins, and the arms' curves."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headgate.catalog import Claim, Method
+from headgate.claims.evidence import Evidence
+from headgate.claims.statistics import mean_interval
+from headgate.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_figure"]
+
+# Colours that people with colour-blindness can tell apart (Okabe and Ito), darkened where thin lines need it.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#4C9ED9", "#444444", "#8B5A2B")
+_VERDICT_COLOURS = {
+    "reproduced": "#1a7f37",
+    "explained by a control": "#8250df",
+    "inconclusive": "#b08800",
+    "contradicted": "#cf222e",
+}
+_LINES = {"method": "-", "baseline": "--", "ablation": ":", "control": "-."}
+_STYLE: Any = {
+    "font.size": 9.5,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "svg.hashsalt": "headgate",
+}
+
+
+def draw_figure(method: Method, evidence: Evidence, path: Path) -> Path:
+    """Draw ``evidence`` into ``path`` (PNG, SVG or PDF by its ending), whole or not at all, and return ``path``."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    claim = method.claim
+    names = _curve_names(evidence)
+    panels = 2 + len(names)
+    columns = 2 if panels <= 4 else 3
+    rows = -(-panels // columns)
+    with matplotlib.rc_context(_STYLE):
+        arms = len(claim.arms_at(evidence.scale))
+        tallest = max(3.1, 0.42 * max(arms, 1.6 * len(evidence.criteria)) + 1.0)
+        figure = Figure(figsize=(5.6 * columns, tallest + 3.4 * (rows - 1) + 0.9))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False, height_ratios=[tallest] + [3.4] * (rows - 1)).ravel()
+        statement = "\n".join(textwrap.wrap(claim.statement, 62 * columns // 1))
+        figure.suptitle(
+            f"{method.title}  ·  {evidence.scale} scale  ·  {evidence.verdict}\n",
+            x=0.01, ha="left", fontsize=13, fontweight="bold", color=_VERDICT_COLOURS[evidence.verdict],
+        )  # fmt: skip
+        room = 0.19 * (1 + statement.count("\n")) / figure.get_figheight()
+        figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - room))
+        figure.text(
+            0.01, 1 - 0.36 / figure.get_figheight(), statement, va="top", fontsize=9.5, style="italic", color="#444444"
+        )
+        _draw_arms(axes[0], claim, evidence)
+        _draw_criteria(axes[1], claim, evidence)
+        for axis, name in zip(axes[2:], names, strict=False):
+            _draw_curves(axis, claim, evidence, name)
+        for axis in axes[panels:]:
+            axis.remove()
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
+
+
+def _curve_names(evidence: Evidence) -> list[str]:
+    names: dict[str, None] = {}
+    for record in evidence.cells:
+        names.update(dict.fromkeys(record.curves))
+    return list(names)
+
+
+def _colours(claim: Claim, scale: str) -> dict[str, str]:
+    return {arm.name: _PALETTE[i % len(_PALETTE)] for i, arm in enumerate(claim.arms_at(scale))}
+
+
+def _draw_arms(axis: Axes, claim: Claim, evidence: Evidence) -> None:
+    """The primary metric: a dot per seed, the mean with its 95% interval."""
+    metric = claim.metrics[claim.primary]
+    factor = 100 if metric.unit == "%" else 1
+    arms = claim.arms_at(evidence.scale)
+    colours = _colours(claim, evidence.scale)
+    for row, arm in enumerate(arms):
+        values = [factor * value for value in evidence.values(arm.name, claim.primary)]
+        if not values:
+            axis.text(0.02, row, "not measured", va="center", color="#888888", transform=axis.get_yaxis_transform())
+            continue
+        interval = mean_interval(values)
+        if interval.low is not None and interval.high is not None:
+            axis.plot(
+                [interval.low, interval.high],
+                [row, row],
+                color=colours[arm.name],
+                lw=5,
+                alpha=0.28,
+                solid_capstyle="butt",
+            )
+        offsets = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
+        axis.scatter(values, row + offsets, s=15, color=colours[arm.name], alpha=0.65, linewidths=0, zorder=3)
+        axis.plot([interval.mean], [row], marker="|", ms=17, mew=2.4, color=colours[arm.name], zorder=4)
+        axis.annotate(
+            f"{interval.mean:.1f}" if factor == 100 else f"{interval.mean:.3g}",
+            (interval.mean, row), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=8, color=colours[arm.name],
+        )  # fmt: skip
+    axis.set_yticks(range(len(arms)), [f"{_wrap(arm.label, 24)}\n({arm.role})" for arm in arms], fontsize=8.5)
+    axis.set_ylim(len(arms) - 0.5, -0.6)
+    axis.set_xlabel(_axis_label(metric.label, metric.unit))
+    axis.margins(x=0.08)
+    axis.set_title("What each arm reaches (dots: seeds; bar: 95% interval)")
+
+
+def _draw_criteria(axis: Axes, claim: Claim, evidence: Evidence) -> None:
+    """Each criterion's effect with its interval, over the margin that it must pass."""
+    criteria = claim.criteria_at(evidence.scale)
+    percent = all(claim.metrics[criterion.metric].unit == "%" for criterion in criteria)
+    factor = 100 if percent else 1
+    for row, result in enumerate(evidence.criteria):
+        colour = _VERDICT_COLOURS[result.verdict]
+        margin = factor * result.margin
+        axis.plot([margin, margin], [row - 0.36, row + 0.36], color="#222222", lw=1.6, zorder=2)
+        if result.interval is None:
+            continue
+        low, high = result.interval.low, result.interval.high
+        if low is not None and high is not None:
+            axis.plot([factor * low, factor * high], [row, row], color=colour, lw=2.4, zorder=3)
+        axis.plot([factor * result.interval.mean], [row], marker="o", ms=6, color=colour, zorder=4)
+    labels = [f"{_wrap(result.statement, 44)}\n→ {result.verdict}" for result in evidence.criteria]
+    axis.set_yticks(range(len(labels)), labels, fontsize=7.8)
+    for label, result in zip(axis.get_yticklabels(), evidence.criteria, strict=True):
+        label.set_color(_VERDICT_COLOURS[result.verdict])
+    axis.axvline(0, color="#999999", lw=0.8, zorder=1)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set_xlabel("effect, percentage points" if percent else "effect")
+    axis.set_title("Effects against their margins (black ticks)")
+
+
+def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str) -> None:
+    """One panel: every arm's curve, averaged over seeds, with the range of the seeds."""
+    colours = _colours(claim, evidence.scale)
+    first: Any = None
+    for arm in claim.arms_at(evidence.scale):
+        curves = evidence.curves(arm.name, name)
+        if not curves:
+            continue
+        first = first or curves[0]
+        xs = sorted({x for curve in curves for x in curve.x})
+        lookup = [dict(zip(curve.x, curve.y, strict=True)) for curve in curves]
+        rows = [[float(at[x]) for at in lookup if at.get(x) is not None] for x in xs]
+        kept = [(x, row) for x, row in zip(xs, rows, strict=True) if row]
+        if not kept:
+            continue
+        means = [float(np.mean(row)) for _, row in kept]
+        line = [x for x, _ in kept]
+        marker = "o" if len(line) <= 12 else None
+        axis.plot(
+            line, means, _LINES[arm.role], color=colours[arm.name], lw=1.7, marker=marker, ms=3.5, label=arm.label
+        )
+        axis.fill_between(
+            line,
+            [min(row) for _, row in kept],
+            [max(row) for _, row in kept],
+            color=colours[arm.name],
+            alpha=0.12,
+            lw=0,
+        )
+    if first.log_x:
+        from matplotlib.ticker import NullLocator
+
+        axis.set_xscale("log", base=2)
+        ticks = sorted({x for record in evidence.cells if name in record.curves for x in record.curves[name].x})
+        if len(ticks) <= 12:
+            axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(first.x_label)
+    axis.set_ylabel(first.y_label)
+    axis.set_title(f"{name[:1].upper()}{name[1:]} (mean and range over seeds)")
+    axis.legend(fontsize=7.8, frameon=False)
+
+
+def _axis_label(label: str, unit: str) -> str:
+    return f"{label} ({unit})" if unit else label
+
+
+def _wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))
