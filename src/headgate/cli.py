@@ -39,9 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except HeadgateError as error:
         print(f"headgate: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("headgate: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -144,6 +141,7 @@ def reproduce_command(
 
     console = _console()
     progress = ConsoleProgress(console)
+    _hush_pool_thread()
 
     def show(method: Method, evidence: Evidence) -> None:
         from headgate.report.figure import draw_figure
@@ -153,21 +151,38 @@ def reproduce_command(
         print_evidence(console, method, evidence, figure)
 
     by_slug = {method.slug: method for method in chosen}
-    results = reproduce(
-        chosen,
-        scale=scale,
-        seeds=seeds,
-        jobs=jobs,
-        threads=threads,
-        out=out,
-        progress=progress,
-        on_evidence=lambda evidence: show(by_slug[evidence.slug], evidence),
-    )
+    try:
+        results = reproduce(
+            chosen,
+            scale=scale,
+            seeds=seeds,
+            jobs=jobs,
+            threads=threads,
+            out=out,
+            progress=progress,
+            on_evidence=lambda evidence: show(by_slug[evidence.slug], evidence),
+        )
+    except KeyboardInterrupt:
+        print("headgate: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
     if len(results) > 1:
         _print_summary(console, results)
     failed = sum(len(evidence.failed) for evidence in results)
     if failed:
         raise HeadgateError(f"{failed} cells failed (tracebacks above and in {out}); the same command tries them again")
+
+
+def _hush_pool_thread() -> None:
+    """Let the process pool's own thread end without a traceback when a run is interrupted; the run reports it."""
+    import threading
+
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if args.thread is None or not args.thread.name.startswith("ExecutorManagerThread"):
+            usual(args)
+
+    threading.excepthook = hook
 
 
 def _print_summary(console: Console, results: Sequence[Evidence]) -> None:

@@ -218,7 +218,7 @@ def _run(grids: Sequence[Grid], jobs: int, threads: int) -> Iterator[tuple[Cell,
                 marks,
                 os.getpid(),
             )
-            for cell in waiting
+            for cell in tuple(waiting)
         )
         try:
             with joblib.parallel_config(backend="loky", inner_max_num_threads=threads):

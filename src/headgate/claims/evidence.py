@@ -118,9 +118,15 @@ class Evidence:
             del cell["slug"], cell["scale"]
         content = {key: value for key, value in asdict(self).items() if key not in ("cells", "criteria")}
         criteria = [
-            {**asdict(result), "effects": {str(k): v for k, v in result.effects.items()}} for result in self.criteria
+            {
+                **asdict(result),
+                "effects": {str(k): v for k, v in result.effects.items()},
+                "explained_by": list(result.explained_by),
+            }
+            for result in self.criteria
         ]
-        return {"format": FORMAT, **content, "criteria": criteria, "cells": cells}
+        lists = {"seeds": list(self.seeds), "pictures": list(self.pictures)}
+        return {"format": FORMAT, **content, **lists, "criteria": criteria, "cells": cells}
 
     def write(self, folder: Path) -> Path:
         """Write the file into ``folder``, whole or not at all, and return its path."""

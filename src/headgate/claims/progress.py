@@ -159,7 +159,9 @@ class ConsoleProgress:
         if not quiet:
             tail = f"  ({left})" if left and self.bar is None else ""
             self.console.print(
-                f"[dim]{self.count:>3}/{self.total}[/] {cell}: {text}[dim]{tail}[/]", highlight=False, soft_wrap=True
+                f"[dim]{self.count:>3}/{self.total}[/] {_escape(str(cell))}: {text}[dim]{tail}[/]",
+                highlight=False,
+                soft_wrap=True,
             )
         if self.bar is not None:
             self.bar.update(self.task, advance=1, left=left)

@@ -52,7 +52,7 @@ def draw_figure(method: Method, evidence: Evidence, path: Path) -> Path:
     claim = method.claim
     names = _curve_names(evidence)
     panels = 2 + len(names)
-    columns = 2 if panels <= 4 else 3
+    columns = 2 if panels in (2, 4) else 3
     rows = -(-panels // columns)
     with matplotlib.rc_context(_STYLE):
         arms = len(claim.arms_at(evidence.scale))
