@@ -1,0 +1,89 @@
+"""Data: readers for the public formats, seeds and streams, and worlds that need no download.
+
+The package ``scenes`` holds the procedural picture world. Importing this package is cheap: scikit-learn, pyarrow and pillow are imported by the reader that needs them, when called.
+"""
+
+from __future__ import annotations
+
+from headgate.data.cifar import (
+    CIFAR10_CLASSES,
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    CIFAR100_CLASSES,
+    CIFAR100_COARSE_CLASSES,
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    Cifar,
+    random_crop_flip,
+)
+from headgate.data.digits import DigitImages, load_digits_images
+from headgate.data.interactions import Histories, Interactions, InteractionSplits, Items, read_movielens
+from headgate.data.recall import IGNORED, RecallData, mqar, query_distance
+from headgate.data.seeding import portable_normal, splitmix64, splitmix64_array, stream_generator
+from headgate.data.series import (
+    ETT_COLUMNS,
+    SeriesScaler,
+    SeriesSplits,
+    SeriesWindow,
+    SeriesWindows,
+    TimeSeries,
+    chronological_splits,
+    ett_splits,
+    read_ett,
+    read_series,
+    time_features,
+)
+from headgate.data.text import (
+    CharTokenizer,
+    Corpus,
+    TextWindows,
+    python_documentation,
+    read_rows,
+    read_text,
+    split_by_position,
+)
+
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "CIFAR100_CLASSES",
+    "CIFAR100_COARSE_CLASSES",
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
+    "ETT_COLUMNS",
+    "IGNORED",
+    "CharTokenizer",
+    "Cifar",
+    "Corpus",
+    "DigitImages",
+    "Histories",
+    "InteractionSplits",
+    "Interactions",
+    "Items",
+    "RecallData",
+    "SeriesScaler",
+    "SeriesSplits",
+    "SeriesWindow",
+    "SeriesWindows",
+    "TextWindows",
+    "TimeSeries",
+    "chronological_splits",
+    "ett_splits",
+    "load_digits_images",
+    "mqar",
+    "portable_normal",
+    "python_documentation",
+    "query_distance",
+    "random_crop_flip",
+    "read_ett",
+    "read_movielens",
+    "read_rows",
+    "read_series",
+    "read_text",
+    "split_by_position",
+    "splitmix64",
+    "splitmix64_array",
+    "stream_generator",
+    "time_features",
+]
