@@ -66,8 +66,8 @@ def mqar(
     """Draw multi-query associative recall examples.
 
     Two streams of random numbers are on offer, and give different examples of one distribution. By default everything is
-    drawn at once from a PyTorch generator (100,000 examples in about a second). With ``legacy_rng`` the published
-    generator's stream is followed draw by draw (about 10 s for 100,000), so that its data sets can be made again,
+    drawn at once from a PyTorch generator (100,000 examples of four pairs in about a second). With ``legacy_rng`` the
+    published generator's stream is followed draw by draw (some 20 s for them), so that its data sets can be made again,
     integer for integer. Global random state is neither read nor changed by either.
 
     Args:
