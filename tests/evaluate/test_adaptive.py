@@ -242,6 +242,8 @@ def test_other_bad_arguments_are_refused() -> None:
         random_exit_curve(correct[:2], operating_curve(correct, confidence, COST))
     with pytest.raises(ValueError, match="expected 3, got 2"):
         oracle_curve(correct, COST[:2])
+    with pytest.raises(ValueError, match=r"correct must have shape \(stage, item\)"):
+        oracle_curve(correct[0], COST)
     with pytest.raises(ValueError, match=r"confidence must lie in \[0, 1\]"):
         expected_calibration_error(np.array([1.5]), np.array([True]))
     with pytest.raises(ValueError, match="bins must be at least 1"):

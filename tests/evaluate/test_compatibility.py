@@ -131,6 +131,7 @@ def test_a_sequence_of_versions_fills_the_lower_triangle() -> None:
     assert result.share == 1.0
     with_stranger = compatibility_matrix([(OLD, OLD), (BETTER, BETTER), (STRANGER, STRANGER)], LABELS, **SELF)
     assert with_stranger.share == pytest.approx(1 / 3)
+    assert compatibility_matrix([(OLD, OLD), (OLD, OLD)], LABELS, **SELF).share == 0.0
     with pytest.raises(ValueError, match="at least two models"):
         compatibility_matrix([(OLD, OLD)], LABELS)
 

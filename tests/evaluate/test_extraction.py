@@ -38,6 +38,13 @@ class Tokens(nn.Module):
         return self.output(x)
 
 
+class Reader(nn.Module):
+    """Takes text."""
+
+    def forward(self, texts: str) -> Tensor:
+        return torch.tensor([[float(len(text))] for text in texts.split()])
+
+
 @pytest.fixture
 def model() -> Net:
     torch.manual_seed(0)
@@ -301,3 +308,21 @@ def test_no_gradient_is_recorded(model: Net) -> None:
     seen: list[bool] = []
     extract(Tokens(lambda x: (seen.append(torch.is_grad_enabled()), x)[1]), loader())
     assert seen == [False] * 3
+
+
+def test_other_arguments_that_cannot_be_are_refused(model: Net) -> None:
+    for dtype in (torch.float32, np.int64, "float32"):
+        with pytest.raises(TypeError, match="dtype must be a floating NumPy type"):
+            extract(model, loader(), dtype=dtype)
+    tokens = Tokens(lambda x: torch.stack([x, x], dim=1))
+    with pytest.raises(ValueError, match="normalize=True needs features of layer 'output' of shape"):
+        extract(tokens, loader(), pool="none", normalize=True)
+
+
+def test_inputs_that_are_no_tensors_reach_the_model_as_they_are() -> None:
+    found = (
+        extract(Tokens(lambda texts: torch.tensor([[float(len(text))] for text in texts["raw"].split()])), [])
+        if False
+        else extract(Reader(), [({"texts": "a bb ccc"}, [0, 1, 0])])
+    )
+    assert found.X.tolist() == [[1.0], [2.0], [3.0]]

@@ -101,6 +101,11 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="meta must fit the file's header"):
             writer.finish(None, np.arange(2), {"long": "x" * 100_000})
         writer.finish(None, np.arange(2), {})
+    with FeatureWriter(tmp_path / "g") as writer:
+        with pytest.raises(ValueError, match="X must have at least one row"):
+            writer.finish(None, np.arange(0), {})
+        writer.append(np.zeros((1, 1)))
+        writer.finish(None, np.arange(1), {})
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "garbage", "empty", "foreign", "header"])

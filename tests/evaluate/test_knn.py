@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,15 @@ def test_equal_votes_go_to_the_smallest_label() -> None:
 
 
 def test_votes_that_differ_by_rounding_alone_are_equal() -> None:
-    # 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 round differently.
-    cosines = np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1])
-    points = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
-    points = np.concatenate([points, [[1.0, 0.0]]])
-    for labels in ([0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 1, 0]):
-        split = Split(np.arange(6), np.zeros(0, int), np.array([6]))
-        result = knn_probe(points, np.array([*labels, 0]), split, 6, temperature=1.0)
-        assert result.predictions.tolist() == [0]
+    # The cosine of (1, 1, 1, 1) does not see the order of the coordinates; its rounding does.
+    query = np.ones((1, 4))
+    turned = np.array(list(permutations([0.1, 0.2, 0.3, 0.7])))
+    scores = np.array([search(query, row[None], 1).scores[0, 0] for row in turned])
+    larger, smaller = turned[scores.argmax()], turned[scores.argmin()]
+    assert 0 < scores.max() - scores.min() < 1e-15
+    points = np.stack([larger, smaller, query[0]])
+    split = Split(np.arange(2), np.zeros(0, int), np.array([2]))
+    assert knn_probe(points, np.array([1, 0, 0]), split, 2).predictions.tolist() == [0]
 
 
 def test_the_weights_fall_with_the_temperature() -> None:

@@ -52,7 +52,7 @@ def extract(
             ``(B, d, ...)`` of four or more axes ``"mean"`` takes the mean over space. ``"none"`` keeps what comes.
             ``"auto"`` keeps ``(B, d)`` and takes the mean of everything else.
         normalize: divide every feature vector by its L2 norm.
-        dtype: of the result.
+        dtype: NumPy type of the result.
         preprocessing: what was done to the inputs, for the record; default the ``repr`` of the data set's
             ``transform``, where the loader has one.
         store: write the features to this file batch by batch, in float16, and return them memory-mapped.
@@ -65,6 +65,7 @@ def extract(
         ValueError: a shuffled loader without ids, an unknown layer or pooling, no batch, a value that is not finite,
             or a feature of norm zero with ``normalize=True`` (layer and row are named).
     """
+    _check_dtype(dtype)
     passes = _Passes(model, loader, {"": layer}, pool, normalize, preprocessing)
     if store is None:
         blocks = [batch[""].astype(dtype) for batch in passes]
@@ -106,6 +107,7 @@ def extract_layers(
     Raises:
         ValueError: no layer, or as in :func:`extract`.
     """
+    _check_dtype(dtype)
     chosen: dict[str, Layer] = dict(layers) if isinstance(layers, Mapping) else {name: name for name in layers}
     if not chosen:
         raise ValueError("layers must name at least one layer, got none")
@@ -119,6 +121,11 @@ def extract_layers(
         name: Features(np.concatenate(parts), y, ids, {**passes.meta(name), "dtype": np.dtype(dtype).name})
         for name, parts in blocks.items()
     }
+
+
+def _check_dtype(dtype: type[np.floating]) -> None:
+    if not (isinstance(dtype, type) and issubclass(dtype, np.floating)):
+        raise TypeError(f"dtype must be a floating NumPy type such as numpy.float32, got {dtype}")
 
 
 class _Batch(NamedTuple):

@@ -144,13 +144,7 @@ def folds_of(
 
 
 def choose(candidates: Sequence[float], score: Callable[[float], float]) -> tuple[float, float]:
-    """Return the candidate with the greatest score, the first of equals, and that score.
-
-    Raises:
-        ValueError: no candidate.
-    """
-    if len(candidates) == 0:
-        raise ValueError("there must be at least one candidate to choose from, got none")
+    """Return the candidate with the greatest score, the first of equals, and that score."""
     scores = [score(candidate) for candidate in candidates]
     best = int(np.argmax(scores))
     return float(candidates[best]), float(scores[best])

@@ -343,19 +343,20 @@ class _Ranker:
         return positions.cpu().numpy(), scores.cpu().numpy(), settled.squeeze(1).cpu().numpy()
 
     def _candidates(self, fetch: int) -> tuple[Float[Tensor, "b f"], Int[Tensor, "b f"]]:
-        scores = self.queries.new_empty(len(self.rows), 0)
-        positions = torch.empty(len(self.rows), 0, dtype=torch.int64, device=self.queries.device)
+        kept: list[tuple[Tensor, Tensor]] = []
+        width = 0
         for start, stop in _spans(len(self.gallery), self.chunk):
             block = self._block_scores(self.gallery.block(start, stop).to(self.queries.device))
             banned = self.exclusion.block(self.rows, start, stop)
             if banned.any():
                 block = block.masked_fill(torch.from_numpy(banned).to(block.device), -torch.inf)
-            scores = torch.cat([scores, block], dim=1)
-            numbers = torch.arange(start, stop, device=positions.device).expand(len(self.rows), -1)
-            positions = torch.cat([positions, numbers], dim=1)
-            if scores.shape[1] > fetch:
-                scores, kept = scores.topk(fetch, dim=1, sorted=False)
-                positions = positions.gather(1, kept)
+            kept.append((block, torch.arange(start, stop, device=block.device).expand(len(self.rows), -1)))
+            width += stop - start
+            if width > fetch:
+                scores, positions = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
+                scores, order = scores.topk(fetch, dim=1, sorted=False)
+                kept, width = [(scores, positions.gather(1, order))], fetch
+        scores, positions = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
         return scores, positions
 
     def _block_scores(self, block: Float[Tensor, "w d"]) -> Float[Tensor, "b w"]:
