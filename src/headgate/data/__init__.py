@@ -18,7 +18,7 @@ from headgate.data.cifar import (
 )
 from headgate.data.digits import DigitImages, load_digits_images
 from headgate.data.interactions import Histories, Interactions, InteractionSplits, Items, read_movielens
-from headgate.data.recall import IGNORED, RecallData, mqar, query_distance
+from headgate.data.recall import IGNORED, RecallData, frequent_bigrams, mqar, query_distance, recall_mask
 from headgate.data.seeding import portable_normal, splitmix64, splitmix64_array, stream_generator
 from headgate.data.series import (
     ETT_COLUMNS,
@@ -70,6 +70,7 @@ __all__ = [
     "TimeSeries",
     "chronological_splits",
     "ett_splits",
+    "frequent_bigrams",
     "load_digits_images",
     "mqar",
     "portable_normal",
@@ -81,6 +82,7 @@ __all__ = [
     "read_rows",
     "read_series",
     "read_text",
+    "recall_mask",
     "split_by_position",
     "splitmix64",
     "splitmix64_array",

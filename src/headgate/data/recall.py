@@ -1,17 +1,10 @@
 r"""Associative recall: the MQAR task, and which tokens of real text are recalled rather than predicted.
 
-**MQAR**, multi-query associative recall (Arora et al., "Zoology", arXiv 2312.04927): a sequence shows D key-value pairs and
-then asks for all of them, each key once, at distances that follow a power law. With ``vocab_size=12``, ``length=16``, two
-pairs and no fillers::
+**MQAR**, multi-query associative recall (Arora et al., "Zoology", arXiv 2312.04927): a sequence shows D key-value pairs
+and then asks for all of them, each key once, at distances that follow a power law. :func:`mqar` draws one.
 
-               key  val  key  val            query                         query
-    inputs      2    8    4    7    0    0    4    0    0    0    0    0    2    0    0    0
-    labels     -100 -100 -100 -100 -100 -100  7   -100 -100 -100 -100 -100  8   -100 -100 -100
-
-The label stands at the query's own position, the answer is never shown. Keys come from 1 … V/2 - 1, values from V/2 … V - 1.
-
-**Recall tokens** of text: a token whose bigram (the token before it, itself) stood in the same document before, and is not one of the
-bigrams that are frequent anyway. They are what a model can copy from its context.
+**Recall tokens** of text: a token whose bigram (the token before it, itself) stood in the same document before, and is
+not one of the bigrams that are frequent anyway. They are what a model can copy from its context.
 """
 
 from __future__ import annotations
@@ -65,17 +58,26 @@ def mqar(
 ) -> RecallData:
     """Draw multi-query associative recall examples.
 
-    Two streams of random numbers are on offer, and give different examples of one distribution. By default everything is
-    drawn at once from a PyTorch generator (100,000 examples of four pairs in about a second). With ``legacy_rng`` the
-    published generator's stream is followed draw by draw (some 20 s for them), so that its data sets can be made again,
-    integer for integer. Global random state is neither read nor changed by either.
+    With ``vocab_size=18, input_seq_len=16, num_kv_pairs=2, random_non_queries=False``, for example::
+
+                key   val   key   val               query                               query
+        inputs  2     12    4     9     0     0     4     0     0     0     0     0     2     0     0     0
+        labels  -100  -100  -100  -100  -100  -100  9     -100  -100  -100  -100  -100  12    -100  -100  -100
+
+    The label stands at the query's own position; the answer is never shown. Keys come from 1 … V // 2 - 1, values from
+    V // 2 … V - 1.
+
+    Two streams of random numbers are on offer, and give different examples of one distribution. By default everything
+    is drawn at once from a PyTorch generator (100,000 examples of four pairs in about a second). With ``legacy_rng``
+    the published generator's stream is followed draw by draw (some 20 s for them), so that its data sets can be made
+    again, integer for integer. Global random state is neither read nor changed by either.
 
     Args:
         vocab_size: V, number of token ids.
         num_examples: number of sequences.
         input_seq_len: T, length of a sequence; even.
         num_kv_pairs: D, pairs per sequence, each asked for once.
-        power_a: a of the distances: a query stands 2i tokens behind the pairs with weight a · i^(a - 1), i = 1, 2, …; close
+        power_a: a of the distances: a query stands at token 2D + 2(i - 1) with weight a · i^(a - 1), i = 1, 2, …; close
             to 1/i for 0.01, uniform for 1.
         random_non_queries: whether the positions that hold neither a pair nor a query are filled with random tokens in
             place of zeros. A filler may equal a key, and then looks like a query without a label.

@@ -1,0 +1,1 @@
+"""Sequence models: mixers, state space models, linear attention, and how to measure what they can recall."""
