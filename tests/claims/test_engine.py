@@ -83,7 +83,7 @@ def test_a_changed_claim_is_measured_again_and_changed_prose_is_not(lab):
     claim.write_text(claim.read_text().replace('"toy": 0.9', '"toy": 0.8'))
     result = run(lab, TOY_LOG=str(log))
     assert len(measured(log)) == 9
-    assert "was made by other code or settings" in result.stdout
+    assert "9 cells in runs/cells/toy-gate-laptop were made by other code or settings" in result.stdout
 
 
 def test_a_failing_cell_is_reported_the_others_go_on_and_the_next_run_tries_it_again(lab):

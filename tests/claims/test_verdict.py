@@ -141,3 +141,11 @@ def test_the_claims_verdict_is_the_weakest(verdicts, expected):
 
 def test_criteria_of_other_scales_do_not_count():
     assert judge(claim(scales=("paper",)), "laptop", {}, [0]) == []
+
+
+def test_smoke_scale_gives_no_verdict():
+    measured = table(ours=[0.9, 0.91, 0.92], theirs=[0.5, 0.52, 0.51])
+    assert judge(claim(), "laptop", measured, [0, 1, 2])[0].verdict == "reproduced"
+    (found,) = judge(claim(), "smoke", measured, [0, 1, 2])
+    assert found.verdict == "inconclusive"
+    assert found.interval.mean == pytest.approx(0.4)

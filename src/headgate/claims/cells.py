@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "CellRecord", "CellStore"]
 
 FORMAT = 1
+STALE_CELL = "made by other code or settings"
 
 
 @dataclass(frozen=True, order=True)
@@ -141,7 +142,7 @@ class CellStore:
             os.replace(path, aside)
             return None, f"{path} {_reason(error)}: set aside as {aside.name}; the cell is measured again"
         if record.fingerprint != fingerprint:
-            return None, f"{path} was made by other code or settings; the cell is measured again"
+            return None, STALE_CELL
         return record, None
 
 

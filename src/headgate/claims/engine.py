@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headgate.catalog import Method
-from headgate.claims.cells import Cell, CellRecord, CellStore
+from headgate.claims.cells import STALE_CELL, Cell, CellRecord, CellStore
 from headgate.claims.environment import available_cores, describe_hardware, describe_versions
 from headgate.claims.evidence import Evidence, FailedCell
 from headgate.claims.fingerprint import method_fingerprint, quick_fingerprint, shared_fingerprint
@@ -31,8 +31,6 @@ from headgate.files import write_bytes
 from headgate.measurement import Measurement
 
 __all__ = ["Grid", "measure_cell", "plan", "reproduce"]
-
-MAX_DEATHS = 2
 
 
 @dataclass
@@ -96,12 +94,16 @@ def plan(method: Method, scale: str, seeds: int | None, out: Path) -> tuple[Grid
     key = f"{method_fingerprint(method)}-{shared_fingerprint(method)}-torch{describe_versions()['torch']}"
     grid = Grid(method, scale, tuple(range(count)), out, key)
     warnings = []
+    stale = 0
     for cell in grid.cells:
         record, warning = grid.store.load(cell, key)
-        if warning:
+        stale += warning == STALE_CELL
+        if warning and warning != STALE_CELL:
             warnings.append(warning)
         if record is not None:
             grid.finished[cell] = record
+    if stale:
+        warnings.append(f"{stale} cells in {grid.store.folder} were {STALE_CELL} and are measured again")
     return grid, warnings
 
 
@@ -199,56 +201,71 @@ def measure_cell(cell: Cell, package: str, fingerprint: str, store: CellStore, t
 
 
 def _run(grids: Sequence[Grid], jobs: int, threads: int) -> Iterator[tuple[Cell, CellRecord | None, FailedCell | None]]:
-    """Run all pending cells, yielding each as it ends; a process that dies costs its cell one try of two."""
-    import joblib
+    """Run all pending cells, yielding each as it ends.
+
+    A process that is killed takes its whole pool along. The cells that were at work then are tried again one at a time:
+    the one that is killed once more is the one to blame.
+    """
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     owner = {cell: grid for grid in grids for cell in grid.pending}
     waiting = list(owner)
-    deaths: dict[Cell, int] = {}
+    suspects: list[Cell] = []
     while waiting:
-        marks = grids[0].out / "cells" / f".running-{os.getpid()}"
-        tasks = (
-            joblib.delayed(_work)(
-                cell,
-                owner[cell].method.package,
-                owner[cell].fingerprint,
-                owner[cell].store,
-                threads,
-                marks,
-                os.getpid(),
-            )
-            for cell in tuple(waiting)
-        )
-        try:
-            with joblib.parallel_config(backend="loky", inner_max_num_threads=threads):
-                parallel = joblib.Parallel(
-                    n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all"
-                )
-                for cell, outcome in parallel(tasks):
+        alone = bool(suspects)
+        batch = [suspects.pop(0)] if alone else list(waiting)
+        with _marks(grids[0].out) as marks:
+            try:
+                for cell, outcome in _pool(batch, owner, jobs, threads, marks):
                     waiting.remove(cell)
                     if isinstance(outcome, CellRecord):
                         yield cell, outcome, None
                     else:
                         yield cell, None, outcome
-        except TerminatedWorkerError:
-            started = {path.name for path in marks.glob("*")}
-            for cell in list(waiting):
-                record, _ = owner[cell].store.load(cell, owner[cell].fingerprint)
-                if record is not None:
-                    waiting.remove(cell)
-                    yield cell, record, None
-                elif _mark(cell) in started:
-                    deaths[cell] = deaths.get(cell, 0) + 1
-                    if deaths[cell] >= MAX_DEATHS:
+            except TerminatedWorkerError:
+                started = {path.name for path in marks.glob("*")}
+                for cell in [cell for cell in batch if cell in waiting]:
+                    record, _ = owner[cell].store.load(cell, owner[cell].fingerprint)
+                    if record is not None:
+                        waiting.remove(cell)
+                        yield cell, record, None
+                    elif alone:
                         waiting.remove(cell)
                         line = "its process was killed twice (out of memory?)"
                         yield cell, None, FailedCell(cell.arm, cell.seed, line, line)
-        finally:
-            with contextlib.suppress(OSError):
-                for path in marks.glob("*"):
-                    path.unlink()
-                marks.rmdir()
+                    elif _mark(cell) in started:
+                        suspects.append(cell)
+
+
+def _pool(
+    batch: Sequence[Cell], owner: dict[Cell, Grid], jobs: int, threads: int, marks: Path
+) -> Iterator[tuple[Cell, CellRecord | FailedCell]]:
+    """Run ``batch`` in worker processes; with one job, in this process."""
+    import joblib
+
+    tasks = (
+        joblib.delayed(_work)(
+            cell, owner[cell].method.package, owner[cell].fingerprint, owner[cell].store, threads, marks, os.getpid()
+        )
+        for cell in batch
+    )
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=threads):
+        yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
+            tasks
+        )
+
+
+@contextlib.contextmanager
+def _marks(out: Path) -> Iterator[Path]:
+    """A folder in which each worker marks the cell that it is at."""
+    folder = out / "cells" / f".running-{os.getpid()}"
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            for path in folder.glob("*"):
+                path.unlink()
+            folder.rmdir()
 
 
 def _mark(cell: Cell) -> str:

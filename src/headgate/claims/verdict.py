@@ -8,23 +8,34 @@ Per criterion, with the effect of each seed (its sign turned for ``below``) and 
   criterion says "not worse by more than", and an effect within it is no contradiction);
 - **inconclusive**: anything else, a missing measurement or a single seed included.
 
-The claim's verdict is the weakest of its criteria: contradicted, then explained by a control, then inconclusive.
+The claim's verdict is the weakest of its criteria: contradicted, then explained by a control, then inconclusive. At scale
+``smoke`` everything is inconclusive: it shows that the code runs, and is too small to say more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headgate.catalog import Claim, Criterion
 from headgate.claims.statistics import Interval, mean_interval
 
-__all__ = ["CONTRADICTED", "EXPLAINED", "INCONCLUSIVE", "REPRODUCED", "CriterionResult", "judge", "overall_verdict"]
+__all__ = [
+    "CONTRADICTED",
+    "EXPLAINED",
+    "INCONCLUSIVE",
+    "REPRODUCED",
+    "SMOKE",
+    "CriterionResult",
+    "judge",
+    "overall_verdict",
+]
 
 REPRODUCED = "reproduced"
 EXPLAINED = "explained by a control"
 INCONCLUSIVE = "inconclusive"
 CONTRADICTED = "contradicted"
+SMOKE = "smoke"
 
 Table = Mapping[str, Mapping[int, Mapping[str, float | None]]]
 """arm → seed → metric → value."""
@@ -64,7 +75,10 @@ def judge(claim: Claim, scale: str, table: Table, seeds: Sequence[int]) -> list[
         table: arm → seed → metric → value, with cells that failed left out.
         seeds: the seeds that were asked for.
     """
-    return [_judge_one(criterion, table, seeds) for criterion in claim.criteria_at(scale)]
+    results = [_judge_one(criterion, table, seeds) for criterion in claim.criteria_at(scale)]
+    if scale == SMOKE:
+        return [replace(result, verdict=INCONCLUSIVE, explained_by=()) for result in results]
+    return results
 
 
 def overall_verdict(results: Iterable[CriterionResult]) -> str:

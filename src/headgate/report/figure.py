@@ -51,31 +51,32 @@ def draw_figure(method: Method, evidence: Evidence, path: Path) -> Path:
 
     claim = method.claim
     names = _curve_names(evidence)
-    panels = 2 + len(names)
-    columns = 2 if panels in (2, 4) else 3
-    rows = -(-panels // columns)
+    across = min(3, len(names)) or 1
+    below = -(-len(names) // across)
     with matplotlib.rc_context(_STYLE):
         arms = len(claim.arms_at(evidence.scale))
-        tallest = max(3.1, 0.42 * max(arms, 1.6 * len(evidence.criteria)) + 1.0)
-        figure = Figure(figsize=(5.6 * columns, tallest + 3.4 * (rows - 1) + 0.9))
+        tallest = max(3.0, 0.45 * arms + 1.0, 0.62 * len(evidence.criteria) + 0.9)
+        lines = textwrap.wrap(claim.statement, 150)
+        heights = [0.55 + 0.19 * len(lines), tallest] + [3.3 * below] * bool(names)
+        figure = Figure(figsize=(13.5, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False, height_ratios=[tallest] + [3.4] * (rows - 1)).ravel()
-        statement = "\n".join(textwrap.wrap(claim.statement, 62 * columns // 1))
-        figure.suptitle(
-            f"{method.title}  ·  {evidence.scale} scale  ·  {evidence.verdict}\n",
-            x=0.01, ha="left", fontsize=13, fontweight="bold", color=_VERDICT_COLOURS[evidence.verdict],
-        )  # fmt: skip
-        room = 0.19 * (1 + statement.count("\n")) / figure.get_figheight()
-        figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - room))
-        figure.text(
-            0.01, 1 - 0.36 / figure.get_figheight(), statement, va="top", fontsize=9.5, style="italic", color="#444444"
-        )
-        _draw_arms(axes[0], claim, evidence)
-        _draw_criteria(axes[1], claim, evidence)
-        for axis, name in zip(axes[2:], names, strict=False):
-            _draw_curves(axis, claim, evidence, name)
-        for axis in axes[panels:]:
-            axis.remove()
+        parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+        head, top, *rest = parts
+        title = f"{method.title}  ·  {evidence.scale} scale  ·  {evidence.verdict}"
+        colour = _VERDICT_COLOURS[evidence.verdict]
+        head.text(0.01, 0.95, title, va="top", fontsize=13, fontweight="bold", color=colour)
+        statement = "\n".join(lines)
+        head.text(0.01, 1 - 0.38 / heights[0], statement, va="top", fontsize=9.5, style="italic", color="#444444")
+        left, right = top.subplots(1, 2)
+        _draw_arms(left, claim, evidence)
+        _draw_criteria(right, claim, evidence)
+        if names:
+            axes = rest[0].subplots(below, across, squeeze=False).ravel()
+            for place, axis in enumerate(axes):
+                if place < len(names):
+                    _draw_curves(axis, claim, evidence, names[place], legend=place == 0)
+                else:
+                    axis.remove()
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
@@ -118,12 +119,15 @@ def _draw_arms(axis: Axes, claim: Claim, evidence: Evidence) -> None:
         axis.plot([interval.mean], [row], marker="|", ms=17, mew=2.4, color=colours[arm.name], zorder=4)
         axis.annotate(
             f"{interval.mean:.1f}" if factor == 100 else f"{interval.mean:.3g}",
-            (interval.mean, row), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=8, color=colours[arm.name],
+            (interval.mean, row), xytext=(0, 13), textcoords="offset points", ha="center", fontsize=8, color=colours[arm.name],
         )  # fmt: skip
     axis.set_yticks(range(len(arms)), [f"{_wrap(arm.label, 24)}\n({arm.role})" for arm in arms], fontsize=8.5)
     axis.set_ylim(len(arms) - 0.5, -0.6)
     axis.set_xlabel(_axis_label(metric.label, metric.unit))
     axis.margins(x=0.08)
+    if metric.unit == "%":
+        low, high = axis.get_xlim()
+        axis.set_xlim(max(low, -2), min(high, 102))
     axis.set_title("What each arm reaches (dots: seeds; bar: 95% interval)")
 
 
@@ -152,7 +156,7 @@ def _draw_criteria(axis: Axes, claim: Claim, evidence: Evidence) -> None:
     axis.set_title("Effects against their margins (black ticks)")
 
 
-def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str) -> None:
+def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str, legend: bool) -> None:
     """One panel: every arm's curve, averaged over seeds, with the range of the seeds."""
     colours = _colours(claim, evidence.scale)
     first: Any = None
@@ -161,26 +165,20 @@ def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str) -> Non
         if not curves:
             continue
         first = first or curves[0]
-        xs = sorted({x for curve in curves for x in curve.x})
-        lookup = [dict(zip(curve.x, curve.y, strict=True)) for curve in curves]
-        rows = [[float(at[x]) for at in lookup if at.get(x) is not None] for x in xs]
-        kept = [(x, row) for x, row in zip(xs, rows, strict=True) if row]
-        if not kept:
-            continue
-        means = [float(np.mean(row)) for _, row in kept]
-        line = [x for x, _ in kept]
-        marker = "o" if len(line) <= 12 else None
-        axis.plot(
-            line, means, _LINES[arm.role], color=colours[arm.name], lw=1.7, marker=marker, ms=3.5, label=arm.label
-        )
-        axis.fill_between(
-            line,
-            [min(row) for _, row in kept],
-            [max(row) for _, row in kept],
-            color=colours[arm.name],
-            alpha=0.12,
-            lw=0,
-        )
+        style: Any = {"color": colours[arm.name], "lw": 1.7, "ms": 3.5, "marker": "o" if len(first.x) <= 12 else None}
+        if all(list(curve.x) == list(curves[0].x) for curve in curves):
+            rows = [
+                [value for value in column if value is not None] for column in zip(*(c.y for c in curves), strict=True)
+            ]
+            kept = [(x, row) for x, row in zip(curves[0].x, rows, strict=True) if row]
+            line = [x for x, _ in kept]
+            axis.plot(line, [float(np.mean(row)) for _, row in kept], _LINES[arm.role], label=arm.label, **style)
+            low, high = [min(row) for _, row in kept], [max(row) for _, row in kept]
+            axis.fill_between(line, low, high, color=colours[arm.name], alpha=0.12, lw=0)
+        else:
+            for number, curve in enumerate(curves):
+                label = arm.label if number == 0 else None
+                axis.plot(curve.x, curve.y, _LINES[arm.role], label=label, alpha=0.6, **{**style, "lw": 1.1})
     if first.log_x:
         from matplotlib.ticker import NullLocator
 
@@ -192,7 +190,8 @@ def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str) -> Non
     axis.set_xlabel(first.x_label)
     axis.set_ylabel(first.y_label)
     axis.set_title(f"{name[:1].upper()}{name[1:]} (mean and range over seeds)")
-    axis.legend(fontsize=7.8, frameon=False)
+    if legend:
+        axis.legend(fontsize=7.8, frameon=False)
 
 
 def _axis_label(label: str, unit: str) -> str:

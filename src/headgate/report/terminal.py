@@ -15,6 +15,7 @@ from rich.text import Text
 from headgate.catalog import Method
 from headgate.claims.evidence import Evidence, claim_status, find_evidence
 from headgate.claims.progress import format_seconds
+from headgate.claims.verdict import SMOKE
 from headgate.report.format import VERDICT_MARKS, criterion_rule, effect_text, mean_text
 
 __all__ = ["print_evidence", "print_method", "print_methods", "verdict_text"]
@@ -53,20 +54,7 @@ def print_methods(console: Console, methods: Sequence[Method], folders: Sequence
 def print_evidence(console: Console, method: Method, evidence: Evidence, figure: Path | None = None) -> None:
     """The verdict table of one claim: arms with their measurements, then criteria with effects and verdicts."""
     claim = method.claim
-    arms = Table(box=None, pad_edge=False, header_style="bold")
-    arms.add_column("arm", style="cyan")
-    arms.add_column("role")
-    shown = _shown_metrics(evidence, method)
-    for name in shown:
-        metric = claim.metrics[name]
-        arms.add_column(metric.label + (f" ({metric.unit})" if metric.unit else ""), justify="right")
-    arms.add_column("time a seed", justify="right")
-    for arm in claim.arms_at(evidence.scale):
-        records = [record for record in evidence.cells if record.cell.arm == arm.name]
-        seconds = sum(record.seconds for record in records) / len(records) if records else None
-        values = [mean_text(evidence.values(arm.name, name), claim.metrics[name]) for name in shown]
-        arms.add_row(escape(arm.label), arm.role, *values, "–" if seconds is None else f"{seconds:.1f} s")
-
+    arms = _arms_table(method, evidence)
     criteria = Table(box=None, pad_edge=False, header_style="bold")
     criteria.add_column("criterion")
     criteria.add_column("effect [95% interval] > margin", no_wrap=True)
@@ -85,6 +73,8 @@ def print_evidence(console: Console, method: Method, evidence: Evidence, figure:
         f"{evidence.finished}",
         style="dim",
     )
+    if evidence.scale == SMOKE:
+        foot.append("\nsmoke scale: the code ran; whether the claim holds is for larger scales to say", style="yellow")
     if figure is not None:
         foot.append(f"\nfigure: {figure}")
     parts: list[Table | Text] = [
@@ -101,6 +91,33 @@ def print_evidence(console: Console, method: Method, evidence: Evidence, figure:
     for failure in evidence.failed:
         console.print(f"[red]failed:[/] {failure.arm}, seed {failure.seed}: {escape(failure.error)}", highlight=False)
         console.print(Text(failure.traceback.rstrip(), style="dim"))
+
+
+def _arms_table(method: Method, evidence: Evidence) -> Table:
+    """Arms as rows while the metrics are few; otherwise metrics as rows and arms as columns."""
+    claim = method.claim
+    shown = _shown_metrics(evidence, method)
+    heads = [
+        escape(claim.metrics[name].label + (f" ({unit})" if (unit := claim.metrics[name].unit) else ""))
+        for name in shown
+    ]
+    rows = []
+    for arm in claim.arms_at(evidence.scale):
+        records = [record for record in evidence.cells if record.cell.arm == arm.name]
+        seconds = f"{sum(record.seconds for record in records) / len(records):.1f} s" if records else "–"
+        values = [mean_text(evidence.values(arm.name, name), claim.metrics[name]) for name in shown]
+        rows.append([escape(arm.label), arm.role, *values, seconds])
+    cells = [["arm", "role", *heads, "time a seed"], *rows]
+    wide = len(shown) > 5
+    if wide:
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, head in enumerate(cells[0]):
+        left = i == 0 or (i == 1 and not wide)
+        table.add_column(head, justify="left" if left else "right", style="cyan" if i == 0 else None)
+    for row in cells[1:]:
+        table.add_row(*row)
+    return table
 
 
 def _shown_metrics(evidence: Evidence, method: Method) -> list[str]:
