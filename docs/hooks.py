@@ -1,4 +1,4 @@
-"""Brings the figures of ``evidence/`` into the site without a second copy in the repository."""
+"""Builds the navigation, methods included, and brings the figures of ``evidence/`` in without a second copy of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 EVIDENCE = Path(__file__).parent.parent / "evidence"
+
+
+PAGES = {
+    "Headgate": "index.md",
+    "Claims and verdicts": "claims.md",
+    "Add a method": "add-a-method.md",
+    "Contract suite": "contract.md",
+    "Train": "train.md",
+    "Data": "data.md",
+}
+
+
+def on_config(config: Any) -> Any:
+    """Set the navigation: the pages above, then every method in alphabetical order."""
+    methods = sorted(path.name for path in (Path(__file__).parent / "methods").glob("*.md") if path.name != "index.md")
+    entries: list[Any] = [{title: page} for title, page in PAGES.items()]
+    entries.append({"Methods": ["methods/index.md", *(f"methods/{name}" for name in methods)]})
+    config["nav"] = entries
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
