@@ -18,6 +18,12 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_model_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has a cache of base models of its own, so that none reads what another has trained."""
+    monkeypatch.setenv("HEADGATE_CACHE", str(tmp_path_factory.mktemp("models")))
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder with ``data`` and ``golden``: ``$HEADGATE_SHARED``, or ``shared`` beside the repository."""

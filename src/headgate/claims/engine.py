@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import hashlib
 import importlib
 import os
 import threading
@@ -189,6 +190,10 @@ def measure_cell(cell: Cell, package: str, fingerprint: str, store: CellStore, t
 
     torch.set_num_threads(threads)
     start = time.monotonic()
+    # Base models that arms share are cached with the cells, and under the fingerprint: other code trains them anew.
+    os.environ["HEADGATE_CACHE"] = str(
+        store.folder.resolve() / f"models-{hashlib.sha256(fingerprint.encode()).hexdigest()[:12]}"
+    )
     try:
         measure: Callable[[str, int, str], Measurement] = importlib.import_module(f"{package}.claim").measure
         measurement = measure(cell.arm, cell.seed, cell.scale)
@@ -352,7 +357,7 @@ def _conclude(grid: Grid, jobs: int, threads: int) -> Evidence:
 
 @contextlib.contextmanager
 def _sole_use(out: Path) -> Iterator[None]:
-    """Hold the run folder for this process alone, and let base models that arms share be cached in it."""
+    """Hold the run folder for this process alone."""
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
         lock = open(out / "cells" / ".lock", "w")  # noqa: SIM115
@@ -360,7 +365,6 @@ def _sole_use(out: Path) -> Iterator[None]:
         raise ClaimError(
             f"cannot write to the run folder {out}: {error.strerror}; choose another one with --out"
         ) from error
-    had_cache = "HEADGATE_CACHE" in os.environ
     with lock:
         try:
             import fcntl
@@ -372,10 +376,4 @@ def _sole_use(out: Path) -> Iterator[None]:
             raise ClaimError(
                 f"another run is at work in {out}; wait for it or choose another folder with --out"
             ) from error
-        if not had_cache:
-            os.environ["HEADGATE_CACHE"] = str((out / "cells" / "models").resolve())
-        try:
-            yield
-        finally:
-            if not had_cache:
-                os.environ.pop("HEADGATE_CACHE", None)
+        yield

@@ -57,7 +57,7 @@ def draw_figure(method: Method, evidence: Evidence, path: Path) -> Path:
         arms = len(claim.arms_at(evidence.scale))
         tallest = max(3.0, 0.45 * arms + 1.0, 0.62 * len(evidence.criteria) + 0.9)
         lines = textwrap.wrap(claim.statement, 150)
-        heights = [0.55 + 0.19 * len(lines), tallest] + [3.3 * below] * bool(names)
+        heights = [0.55 + 0.19 * len(lines), tallest] + [3.3 * below + 0.3] * bool(names)
         figure = Figure(figsize=(13.5, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
@@ -74,9 +74,15 @@ def draw_figure(method: Method, evidence: Evidence, path: Path) -> Path:
             axes = rest[0].subplots(below, across, squeeze=False).ravel()
             for place, axis in enumerate(axes):
                 if place < len(names):
-                    _draw_curves(axis, claim, evidence, names[place], legend=place == 0)
+                    _draw_curves(axis, claim, evidence, names[place])
                 else:
                     axis.remove()
+            handles = {
+                label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            }
+            rest[0].legend(
+                list(handles.values()), list(handles), loc="outside lower center", ncols=8, fontsize=8, frameon=False
+            )
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
@@ -156,7 +162,7 @@ def _draw_criteria(axis: Axes, claim: Claim, evidence: Evidence) -> None:
     axis.set_title("Effects against their margins (black ticks)")
 
 
-def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str, legend: bool) -> None:
+def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str) -> None:
     """One panel: every arm's curve, averaged over seeds, with the range of the seeds."""
     colours = _colours(claim, evidence.scale)
     first: Any = None
@@ -190,8 +196,6 @@ def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str, legend
     axis.set_xlabel(first.x_label)
     axis.set_ylabel(first.y_label)
     axis.set_title(f"{name[:1].upper()}{name[1:]} (mean and range over seeds)")
-    if legend:
-        axis.legend(fontsize=7.8, frameon=False)
 
 
 def _axis_label(label: str, unit: str) -> str:

@@ -60,7 +60,7 @@ def test_a_cell_is_the_same_when_measured_again_from_scratch(smoke: dict[str, An
         again = measure(arm, 100, "smoke")
         assert again.metrics == smoke[arm].metrics
         assert again.curves == smoke[arm].curves
-        np.testing.assert_array_equal(again.pictures["nearest neighbours"], smoke[arm].pictures["nearest neighbours"])
+        np.testing.assert_array_equal(again.pictures["neighbours"], smoke[arm].pictures["neighbours"])
 
 
 def test_measuring_leaves_the_global_random_state_alone() -> None:
@@ -101,7 +101,7 @@ def test_budgets_match_and_the_rates_come_from_the_grid(smoke: dict[str, Any]) -
 
 
 def test_the_picture_frames_right_neighbours_green_and_wrong_ones_red(smoke: dict[str, Any]) -> None:
-    picture = smoke["ff"].pictures["nearest neighbours"]
+    picture = smoke["ff"].pictures["neighbours"]
     side = 3 * 8 + 4
     assert picture.shape == (10 * side, 7 * side, 3)
     frames = {tuple(picture[row * side, column * side]) for row in range(10) for column in range(1, 7)}

@@ -97,7 +97,7 @@ SCALES: dict[str, Scale] = {
         world=lambda seed: cifar_world(seed, (512, 256, 256, 64), filters=256, dropout=0.3, gallery=10_000),
         dims=_SIZES,
         short=2,
-        steps=1500,
+        steps=2400,
         batch_size=256,
         learning_rates=(1e-3, 4e-3, 1.6e-2, 6.4e-2),
         weight_decay=1e-2,
@@ -396,7 +396,7 @@ def _measurement(
                 curve.expected_dim.tolist(), curve.accuracy.tolist(), "expected coordinates", "accuracy", log_x=True
             ),
         },
-        pictures={} if picture is None else {"nearest neighbours": picture},
+        pictures={} if picture is None else {"neighbours": picture},
         notes={
             "learning rates": ", ".join(f"{float(model.learning_rate):g}" for model in models),
             "parameters": sum(parameter.numel() for model in models for parameter in model.parameters()),

@@ -7,9 +7,8 @@ grid, chosen on validation examples. What is reported comes from test examples t
 from __future__ import annotations
 
 import copy
-import functools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,9 @@ from headgate.measurement import Curve, Measurement
 from headgate.methods.sequence.zoology.hybrid import HybridMixer
 from headgate.methods.sequence.zoology.models import MIXERS
 from headgate.methods.sequence.zoology.sparse_lookups import SparseLookups
-from headgate.methods.sequence.zoology.training import RecallRun, predict, train_recall
+from headgate.methods.sequence.zoology.training import predict, train_recall
 from headgate.nn import MixerLM
-from headgate.train import count_parameters, seeded
+from headgate.train import base_model, count_parameters, seeded
 
 __all__ = ["SCALES", "measure"]
 
@@ -148,7 +147,7 @@ def measure(arm: str, seed: int, scale: str) -> Measurement:
         metrics["accuracy_widest"] = accuracies[-1]
     curves["accuracy by distance"] = _by_distance(first)
     if arm != "random_lookups":
-        course = first.trained.run.accuracies
+        course = first.trained.course
         curves["validation accuracy by epoch"] = Curve(
             list(range(1, len(course) + 1)), course, "epoch", "recall accuracy"
         )
@@ -159,19 +158,22 @@ def measure(arm: str, seed: int, scale: str) -> Measurement:
             "learning rate": first.trained.learning_rate,
             "parameters": count_parameters(first.trained.model),
             "state size in bytes": 4 * (first.trained.model.state_size(settings.tasks[-1][0]) or 0),
-            "steps": first.trained.run.steps,
+            "steps": first.trained.steps,
             "width": widths[0],
         },
+        base_seconds=sum(result.trained.seconds for result in results) if arm in ("lookups", "random_lookups") else 0.0,
     )
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """The model of the learning rate that the validation examples chose."""
+    """The model of the learning rate that the validation examples chose, and the course of its training."""
 
     model: MixerLM
     learning_rate: float
-    run: RecallRun
+    course: list[float]
+    steps: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class _Result:
 def _measure_one(arm: str, width: int, task: int, settings: Settings, seed: int) -> _Result:
     """Train ``arm`` on one task and score it on the test examples."""
     trained = _train(_MIXER_OF_ARM[arm], width, task, settings, seed)
-    model: MixerLM = copy.deepcopy(trained.model).eval()
+    model = copy.deepcopy(trained.model).eval()
     if arm == "random_lookups":
         for part in list(model.modules()):
             if isinstance(part, HybridMixer) and isinstance(part.mixer, SparseLookups):
@@ -196,30 +198,60 @@ def _measure_one(arm: str, width: int, task: int, settings: Settings, seed: int)
     return _Result(float(hits.mean()), hits, query_distance(test)[asked], trained)
 
 
-@functools.lru_cache(maxsize=4)
+class _Kept(nn.Module):
+    """A model with the course of its training, so that the cache of shared models keeps them together."""
+
+    learning_rate: Tensor
+    course: Tensor
+    steps: Tensor
+
+    def __init__(self, model: MixerLM, epochs: int) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("learning_rate", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("course", torch.full((epochs,), math.nan, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+
 def _train(mixer: str, width: int, task: int, settings: Settings, seed: int) -> _Trained:
-    """Train with every learning rate. Kept for the next call: the ablation evaluates the model of another arm."""
-    length, _ = settings.tasks[task]
-    train, validation = (_draw(name, task, settings, seed) for name in ("train", "validation"))
-    candidates = []
-    for rate in settings.learning_rates:
+    """Train with every learning rate and keep the best; the ablation evaluates the very model of another arm."""
+    length, pairs = settings.tasks[task]
+
+    def fresh() -> MixerLM:
         with seeded(seed):
             model = MixerLM(width, 2, settings.vocab_size, mixer=lambda layer: MIXERS[mixer](width, length, layer))
         for part in model.modules():
             if isinstance(part, SparseLookups):
                 part.penalty = settings.lookup_penalty
-        run = train_recall(
-            model.to("cuda" if settings.accelerate and torch.cuda.is_available() else "cpu"),
-            [train],
-            [validation],
-            epochs=settings.epochs,
-            batch_size=settings.batch_sizes[task],
-            learning_rate=rate,
-            seed=seed,
-        )
-        candidates.append((run.accuracies[-1], rate, model.cpu(), run))
-    _, rate, model, run = max(candidates, key=lambda candidate: candidate[0])
-    return _Trained(model, rate, run)
+        return model
+
+    def search(kept: _Kept) -> None:
+        train, validation = (_draw(name, task, settings, seed) for name in ("train", "validation"))
+        best = -1.0
+        for rate in settings.learning_rates:
+            model = fresh()
+            run = train_recall(
+                model.to("cuda" if settings.accelerate and torch.cuda.is_available() else "cpu"),
+                [train],
+                [validation],
+                epochs=settings.epochs,
+                batch_size=settings.batch_sizes[task],
+                learning_rate=rate,
+                seed=seed,
+            )
+            if run.accuracies[-1] > best:
+                best = run.accuracies[-1]
+                kept.model.load_state_dict(model.state_dict())
+                kept.learning_rate.fill_(rate)
+                kept.steps.fill_(run.steps)
+                kept.course.fill_(math.nan)
+                kept.course[: len(run.accuracies)] = torch.tensor(run.accuracies, dtype=torch.float64)
+
+    recipe = {**asdict(settings), "mixer": mixer, "width": width, "task": task, "seed": seed}
+    name = f"zoology-{mixer}-{width}-{length}-{pairs}"
+    kept, seconds = base_model(name, lambda: _Kept(fresh(), settings.epochs), search, recipe)
+    course = [value for value in kept.course.tolist() if not math.isnan(value)]
+    return _Trained(kept.model, float(kept.learning_rate), course, int(kept.steps), seconds)
 
 
 def _draw(split: str, task: int, settings: Settings, seed: int) -> RecallData:
@@ -246,9 +278,9 @@ class _RandomLookups(nn.Module):
 
 
 def _by_distance(result: _Result) -> Curve:
-    """Accuracy over how far back the answer stands, in bins that double: 1-2, 3-4, 5-8, 9-16, …"""
+    """Accuracy over how far back the answer stands, in bins that double: 1, 2, 3-4, 5-8, 9-16, …, named by their ends."""
     bins = result.distances.double().log2().ceil().long()
     kinds = bins.unique().tolist()
-    distance = [float(result.distances[bins == kind].double().mean()) for kind in kinds]
     accuracy = [float(result.hits[bins == kind].mean()) for kind in kinds]
-    return Curve(distance, accuracy, "tokens between answer and query", "recall accuracy", log_x=True)
+    ends = [2.0**kind for kind in kinds]
+    return Curve(ends, accuracy, "tokens between answer and query, at most", "recall accuracy", log_x=True)
