@@ -1,4 +1,4 @@
-"""One small training loop on accelerate, with the optimizers, schedules, batches and seeds that recipes ask for."""
+"""One training loop on accelerate, and what belongs to it: optimizers, schedules, batches, seeds, checkpoints, a cache."""
 
 from __future__ import annotations
 

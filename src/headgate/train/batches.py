@@ -3,14 +3,16 @@
 Steps of data are counted over the whole run, epochs included. A function of the step (random access) can be entered
 anywhere, so resuming costs nothing. An iterable is read in order; its position is the epoch, how many batches of it are
 over, and the random state with which the epoch began: resuming begins that epoch again and skips to the position, so a
-shuffling ``DataLoader`` and random augmentation come back exactly.
+shuffling ``DataLoader`` and random augmentation come back exactly. Persistent workers carry random states of their own from
+epoch to epoch: with them the order comes back, and what they draw for augmentation does not.
 
 With several processes, process r of P takes the batches r, r + P, r + 2P, …
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from headgate.data.seeding import stream_generator
+from headgate.errors import DataError
 from headgate.train.seeds import RandomState, decode_bytes, encode_bytes, random_state, set_random_state
 from headgate.validate import check_positive
 
@@ -37,7 +40,11 @@ class BatchStream(Protocol):
         """Say where the stream stands, as something that JSON can hold."""
 
     def move_to(self, position: dict[str, Any]) -> None:
-        """Bring the stream where another one stood; the global random state changes on the way."""
+        """Bring the stream where another one stood; the global random state changes on the way.
+
+        Raises:
+            DataError: the position is that of other batches.
+        """
 
 
 def batch_stream(batches: Batches, process: int = 0, processes: int = 1) -> BatchStream:
@@ -63,17 +70,19 @@ def batch_stream(batches: Batches, process: int = 0, processes: int = 1) -> Batc
             "batches must be a callable step -> batch or an iterable that can be iterated again (a list, a DataLoader), "
             f"got {type(batches).__name__}"
         )
-    if hasattr(batches, "__len__") and len(batches) == 0:
+    if isinstance(batches, Sized) and len(batches) == 0:
         raise ValueError(f"batches must not be empty, got a {type(batches).__name__} of length 0")
     if isinstance(batches, Sequence):
         return _RandomAccess(lambda index: batches[index % len(batches)], process, processes)
     if processes > 1 and _gives_shares(batches):
         return _Repeated(batches, 0, 1)
-    if processes > 1 and isinstance(batches, DataLoader) and not isinstance(batches.sampler, SequentialSampler):
-        raise ValueError(
-            f"batches must give every process the same order, got a DataLoader with a {type(batches.sampler).__name__}, "
-            "which each process draws anew: give it a DistributedSampler, or use epoch_batches"
-        )
+    if processes > 1 and isinstance(batches, DataLoader):
+        sampler = getattr(batches.batch_sampler, "sampler", batches.sampler)
+        if not isinstance(sampler, SequentialSampler):
+            raise ValueError(
+                f"batches must give every process the same order, got a DataLoader with a {type(sampler).__name__}, which "
+                "each process draws anew: give it a DistributedSampler, or use epoch_batches"
+            )
     return _Repeated(batches, process, processes)
 
 
@@ -127,6 +136,8 @@ def epoch_batches(
         ValueError: no tensors, sizes differ, or no batch can be made.
     """
     tensors = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    if not isinstance(batch_size, int):
+        raise TypeError(f"batch_size must be an integer, got {type(batch_size).__name__}: {batch_size!r}")
     check_positive(batch_size=batch_size)
     if not tensors:
         raise ValueError("tensors must not be empty")
@@ -152,7 +163,10 @@ class _RandomAccess:
         return {}
 
     def move_to(self, position: dict[str, Any]) -> None:
-        """Nothing to do: every call names its index."""
+        if position:
+            raise DataError(
+                "the checkpoint was written by a run that iterated over its batches, this run names each step"
+            )
 
 
 class _Repeated:
@@ -175,14 +189,20 @@ class _Repeated:
         return {"epoch": self.epoch, "over": self.over, "to_skip": self.to_skip, "random_state": self.began_with}
 
     def move_to(self, position: dict[str, Any]) -> None:
+        if not position:
+            raise DataError("the checkpoint was written with batches that name their step, this run iterates over them")
         self.epoch, self.to_skip = position["epoch"], position["to_skip"]
         if self.epoch < 0:
             return
+        if self.epoch > 0 and getattr(self.batches, "persistent_workers", False):
+            iter(self.batches)  # starts the workers, for which only the first epoch draws a seed
         self._set_generators(position["random_state"])
         self._begin()
-        for _ in range(position["over"]):
-            next(self._iterator())
         self.over = position["over"]
+        if sum(1 for _ in itertools.islice(self._iterator(), self.over)) < self.over:
+            raise DataError(
+                f"the checkpoint stands behind batch {self.over} of an epoch, this run's epochs are shorter"
+            )
 
     def _next(self) -> Any:
         if self.iterator is not None:
@@ -233,7 +253,12 @@ class _Repeated:
 
     def _set_generators(self, state: dict[str, Any]) -> None:
         set_random_state(state["global"])
-        for generator, own in zip(self._generators(), state["own"], strict=True):
+        generators = self._generators()
+        if len(generators) != len(state["own"]):
+            raise DataError(
+                f"the checkpoint holds {len(state['own'])} generators of the batches' own, this run has {len(generators)}"
+            )
+        for generator, own in zip(generators, state["own"], strict=True):
             generator.set_state(decode_bytes(own))
 
 

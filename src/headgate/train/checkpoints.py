@@ -29,7 +29,7 @@ from headgate.train.optimizer_state import OptimizerState
 from headgate.train.tensor_files import file_digest, read_tensors, separate, write_tensors
 from headgate.validate import check_positive
 
-__all__ = ["Checkpoint", "Checkpoints", "check_same_model", "check_same_run"]
+__all__ = ["Checkpoint", "Checkpoints", "check_same_model", "check_same_run", "outline"]
 
 _FORMAT = 1
 
@@ -170,30 +170,45 @@ class Checkpoints:
         for name, digest in digests.items():
             if not (path / name).is_file():
                 raise DataError(f"{path / name} is missing")
-            if file_digest(path / name) != digest:
+            try:
+                found = file_digest(path / name)
+            except OSError as error:
+                raise DataError(f"{path / name} cannot be read: {error.strerror}") from error
+            if found != digest:
                 raise DataError(f"{path / name} does not have the checksum of manifest.json")
 
 
-def check_same_model(expected: Mapping[str, Any], stored: Mapping[str, Tensor], where: str) -> None:
+def outline(state: Mapping[str, Any]) -> dict[str, str]:
+    """Describe a state dict: name → dtype and shape, e.g. ``"float32 (64, 2)"``."""
+    return {
+        name: f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+        if isinstance(value, Tensor)
+        else type(value).__name__
+        for name, value in state.items()
+    }
+
+
+def check_same_model(expected: Mapping[str, str], stored: Mapping[str, str], where: str) -> None:
     """Check that a stored state dict is one of this model: the same names, shapes and dtypes.
 
     Args:
-        expected: the model's own state dict.
-        stored: the one that was read.
-        where: the checkpoint's path, for the message.
+        expected: the outline of the model's own state dict.
+        stored: the outline of the one that was read.
+        where: the file's or folder's path, for the message.
 
     Raises:
         DataError: it is another model's; the message names up to three differences.
     """
     differences = [f"{name} is missing" for name in expected if name not in stored]
     differences += [f"{name} is unknown" for name in stored if name not in expected]
-    for name in expected:
-        if name in stored and (expected[name].shape, expected[name].dtype) != (stored[name].shape, stored[name].dtype):
-            then, now = (f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (stored[name], expected[name]))
-            differences.append(f"{name} is {then}, the model's is {now}")
+    differences += [
+        f"{name} is {stored[name]}, the model's is {expected[name]}"
+        for name in expected
+        if name in stored and stored[name] != expected[name]
+    ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise DataError(f"{where} is a checkpoint of another model: {'; '.join(differences[:3])}{more}")
+        raise DataError(f"{where} holds another model: {'; '.join(differences[:3])}{more}")
 
 
 def check_same_run(expected: Mapping[str, int | str], stored: Mapping[str, int | str], where: str) -> None:
@@ -291,8 +306,6 @@ def _mendable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, HeadgateError):
-            raise
         reason = getattr(error, "strerror", None) or error
         raise HeadgateError(
             f"cannot write {path}: {reason}; make room or choose another folder, then run again"

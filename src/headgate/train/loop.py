@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from headgate.data.seeding import splitmix64
 from headgate.errors import HeadgateError
 from headgate.train.batches import Batches, BatchStream, batch_stream
-from headgate.train.checkpoints import Checkpoint, Checkpoints, check_same_model, check_same_run
+from headgate.train.checkpoints import Checkpoint, Checkpoints, check_same_model, check_same_run, outline
+from headgate.train.optimizer_state import parameter_names
 from headgate.train.placement import Placement, place
 from headgate.train.reports import Report, open_reports
 from headgate.train.schedules import Schedule
 from headgate.train.seeds import random_state, seeded, set_random_state
+from headgate.train.tensor_files import check_tensors
 from headgate.validate import check_positive
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ __all__ = ["DivergedError", "History", "LossResult", "fit"]
 
 LossResult = Tensor | tuple[Tensor, Mapping[str, Tensor | float]]
 
-_RESERVED = ("kind", "step", "loss", "learning_rate", "seconds")
+_EVALUATE_KEYS = ("kind", "step", "seconds")
+_TRAIN_KEYS = (*_EVALUATE_KEYS, "loss", "learning_rate")
 
 
 class DivergedError(HeadgateError, ArithmeticError):
@@ -119,7 +122,8 @@ def fit(
         keep: how many checkpoints stay, ≥ 1.
         resume: go on from the newest sound checkpoint there. Without it the run begins anew, and its first checkpoint
             replaces all those in the folder.
-        log: file for one JSON line every ``log_every`` steps and one per evaluation; see :mod:`headgate.train.reports`.
+        log: file for one JSON line every ``log_every`` steps and one per evaluation; see :mod:`headgate.train.reports`. A
+            resumed run cuts the lines that it will write again, any other run begins the file anew.
         log_every: steps between readings of the loss from the device, ≥ 1.
         tensorboard: folder for TensorBoard (extra ``tensorboard``).
         progress: show a bar in a terminal, a few lines elsewhere, on standard error.
@@ -141,9 +145,12 @@ def fit(
         MissingExtraError: ``tensorboard`` is not installed.
     """
     _check_model(model)
+    _check_kinds(loss, optimizer, schedule, evaluate, stop)
     _check_numbers(steps, accumulate, keep, log_every, evaluate_every, checkpoint_every, clip_norm)
     _check_company(evaluate, evaluate_every, stop, checkpoints, checkpoint_every)
     checkpoint_every = checkpoint_every or max(1, steps // 10)
+    if checkpoints is not None and optimizer is not None:
+        parameter_names(optimizer, model)  # others would be lost
 
     spot = place(model, optimizer, learning_rate, accelerator, mixed_precision)
     is_main = spot.process == 0
@@ -163,25 +170,29 @@ def fit(
             _prepare(store, spot, steps, accumulate, resume, stream, history)
         reports: Sequence[Report] = ()
         if is_main:
-            reports = stack.enter_context(open_reports(log, tensorboard, progress, steps, history.steps))
+            measured = history.metrics.get(history.steps)
+            reports = stack.enter_context(open_reports(log, tensorboard, progress, steps, history.steps, measured))
+        is_reported = log is not None or tensorboard is not None or progress
         ledger = _Ledger(spot, history, reports)
 
         if stop is not None:
-            history.stopped_early = any([stop(metrics) for metrics in history.metrics.values()])
+            for metrics in history.metrics.values():
+                history.stopped_early |= bool(stop(metrics))
         if (
             evaluate is not None
             and history.steps not in history.metrics
             and _is_due(history.steps, evaluate_every, steps)
         ):
             ledger.evaluated(_measure(evaluate, spot, history.steps))
-            history.stopped_early |= stop is not None and stop(history.metrics[history.steps])
+            history.stopped_early |= stop is not None and bool(stop(history.metrics[history.steps]))
 
+        spot.optimizer.zero_grad()  # what the caller may have left
         for step in range(history.steps, steps):
             if history.stopped_early:
                 break
             if schedule is not None:
                 factor = schedule(step)
-                for group, rate in rates:
+                for group, rate in zip(spot.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
 
             losses, scalars = [], []
@@ -198,11 +209,13 @@ def fit(
             history.steps = step + 1
             ledger.add(losses)
             if step % log_every == 0 or history.steps == steps:
-                ledger.report(step, scalars)
-            if evaluate is not None and _is_due(history.steps, evaluate_every, steps):
                 ledger.read()
+                if is_reported:
+                    ledger.trained(step, scalars)
+            if evaluate is not None and _is_due(history.steps, evaluate_every, steps):
+                ledger.read()  # a loss that is not finite is found before the model is evaluated
                 ledger.evaluated(_measure(evaluate, spot, history.steps))
-                history.stopped_early = stop is not None and stop(history.metrics[history.steps])
+                history.stopped_early = stop is not None and bool(stop(history.metrics[history.steps]))
             if store is not None and (_is_due(history.steps, checkpoint_every, steps) or history.stopped_early):
                 ledger.read()
                 _save(store, spot, accumulate, stream, history)
@@ -218,11 +231,13 @@ class _Ledger:
     def __init__(self, spot: Placement, history: History, reports: Sequence[Report]) -> None:
         self.spot, self.history, self.reports = spot, history, reports
         self.unread: list[Tensor] = []
+        self.device = torch.device("cpu")
         self.before = history.seconds
         self.began = time.perf_counter()
 
     def add(self, losses: list[Tensor]) -> None:
         """Take the losses of one step's batches."""
+        self.device = losses[0].device
         self.unread.append(losses[0] if len(losses) == 1 else torch.stack(losses).mean())
 
     def read(self) -> None:
@@ -240,13 +255,15 @@ class _Ledger:
                 )
             self.history.losses.append(value)
 
-    def report(self, step: int, scalars: list[Mapping[str, Tensor | float]]) -> None:
-        """Read the losses and report those of ``step``, with the scalars of its batches averaged."""
-        self.read()
+    def trained(self, step: int, scalars: list[Mapping[str, Tensor | float]]) -> None:
+        """Report a step whose loss has been read, with the scalars of its batches averaged; every process calls this."""
         names = list(scalars[0])
         means: list[float] = []
         if names:
-            rows = [torch.stack([_scalar(name, row[name]) for name in names]) for row in scalars]
+            device = self.device
+            if any(row.keys() != scalars[0].keys() for row in scalars):
+                raise ValueError(f"loss must log the same names for every batch, got {[list(row) for row in scalars]}")
+            rows = [torch.stack([_scalar(name, row[name], device) for name in names]) for row in scalars]
             means = self.spot.mean(torch.stack(rows).mean(dim=0)).tolist()
         record = {
             "loss": self.history.losses[step],
@@ -258,7 +275,7 @@ class _Ledger:
             report.trained(step, record)
 
     def evaluated(self, metrics: dict[str, float]) -> None:
-        """Take the metrics of the model as it is now."""
+        """Take and report the metrics of the model as it is now."""
         self.read()
         self.history.metrics[self.history.steps] = metrics
         for report in self.reports:
@@ -271,8 +288,15 @@ def _measure(evaluate: Callable[[nn.Module, int], Mapping[str, float]], spot: Pl
         metrics = evaluate(spot.module, step)
     if not isinstance(metrics, Mapping):
         raise TypeError(f"evaluate must return a dict of numbers, got {type(metrics).__name__}")
-    _check_names("evaluate", metrics)
-    return spot.from_main({name: float(value) for name, value in metrics.items()})
+    _check_names("evaluate", metrics, _EVALUATE_KEYS)
+    return spot.from_main({name: _number(name, value) for name, value in metrics.items()})
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"evaluate must return a dict of numbers, got {name!r}: {value!r}") from error
 
 
 def _prepare(
@@ -291,8 +315,8 @@ def _prepare(
         if resume:
             newest = store.newest()
     newest = spot.from_main(newest)
+    state = check_tensors(spot.model_state())  # what cannot be stored is found before the first step
     if newest is None:
-        spot.state()  # a state that cannot be stored is found before the first step
         return
     if newest > steps:
         raise ValueError(
@@ -300,7 +324,7 @@ def _prepare(
         )
     saved = store.read(newest)
     where = f"{store.folder}/step-{newest}"
-    check_same_model(spot.from_main(_outline(spot.state()[0])), saved.model, where)
+    check_same_model(spot.from_main(outline(state)), outline(saved.model), where)
     check_same_run(_settings(spot, accumulate), saved.settings, where)
     spot.set_state(saved.model, saved.optimizer)
     spot.set_scaler_state(saved.notes["scaler"])
@@ -315,7 +339,7 @@ def _prepare(
 
 
 def _save(store: Checkpoints, spot: Placement, accumulate: int, stream: BatchStream, history: History) -> None:
-    model, optimizer = spot.state()
+    model, optimizer = spot.model_state(), spot.optimizer_state()
     processes = spot.from_all({"position": stream.position(), "random_state": random_state()})
     if spot.process == 0:
         notes = {
@@ -331,17 +355,16 @@ def _settings(spot: Placement, accumulate: int) -> dict[str, int | str]:
     return {"processes": spot.processes, "accumulate": accumulate, "mixed_precision": spot.precision}
 
 
-def _outline(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Names, shapes and dtypes of a state dict, without its contents."""
-    return {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in state.items()}
-
-
 def _is_due(step: int, every: int | None, steps: int) -> bool:
     return step in (0, steps) or (every is not None and step % every == 0)
 
 
 def _checked(result: LossResult) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-    value, scalars = result if isinstance(result, tuple) else (result, _NO_SCALARS)
+    value, scalars = result if isinstance(result, tuple) and len(result) == 2 else (result, _NO_SCALARS)
+    if not isinstance(scalars, Mapping):
+        raise TypeError(
+            f"loss must return a scalar tensor, or that and a dict, got {type(scalars).__name__} in its place"
+        )
     if not isinstance(value, Tensor):
         raise TypeError(f"loss must return a scalar tensor, or that and a dict, got {type(value).__name__}")
     if value.dim() != 0:
@@ -349,23 +372,26 @@ def _checked(result: LossResult) -> tuple[Tensor, Mapping[str, Tensor | float]]:
     if not value.requires_grad:
         raise ValueError("loss must depend on the model's parameters, got a tensor without gradient")
     if scalars:
-        _check_names("loss", scalars)
+        _check_names("loss", scalars, _TRAIN_KEYS)
     return value, scalars
 
 
 _NO_SCALARS: Mapping[str, Tensor | float] = {}
 
 
-def _scalar(name: str, value: Tensor | float) -> Tensor:
-    tensor = torch.as_tensor(value).detach()
+def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float32, device=device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"loss must log scalars, got {name!r}: {value!r}") from error
     if tensor.dim() != 0:
         raise ValueError(f"loss must log scalars, got {name!r} of shape {tuple(tensor.shape)}")
-    return tensor.to(torch.float32)
+    return tensor
 
 
-def _check_names(source: str, scalars: Mapping[str, Any]) -> None:
-    if taken := [name for name in scalars if name in _RESERVED]:
-        raise ValueError(f"{source} must not name its values {list(_RESERVED)}, got {taken}")
+def _check_names(source: str, scalars: Mapping[str, Any], reserved: tuple[str, ...]) -> None:
+    if taken := [name for name in scalars if name in reserved]:
+        raise ValueError(f"{source} must not name its values {list(reserved)}, got {taken}")
 
 
 def _check_model(model: nn.Module) -> None:
@@ -375,6 +401,16 @@ def _check_model(model: nn.Module) -> None:
         raise ValueError("model must have a parameter with requires_grad, got none")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("model must hold its parameters, got one on the meta device")
+
+
+def _check_kinds(loss: object, optimizer: object, schedule: object, evaluate: object, stop: object) -> None:
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of model and batch, got {type(loss).__name__}")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    for name, value in {"schedule": schedule, "evaluate": evaluate, "stop": stop}.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
 def _check_numbers(
@@ -421,10 +457,11 @@ def _modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _rates_restored(optimizer: torch.optim.Optimizer) -> Iterator[list[tuple[dict[str, Any], float]]]:
-    rates = [(group, group["lr"]) for group in optimizer.param_groups]
+def _rates_restored(optimizer: torch.optim.Optimizer) -> Iterator[list[float]]:
+    """Give the groups' learning rates and set them again at the end; loading a state makes new groups in between."""
+    rates = [group["lr"] for group in optimizer.param_groups]
     try:
         yield rates
     finally:
-        for group, rate in rates:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

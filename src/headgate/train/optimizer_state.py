@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headgate.errors import DataError
 
-__all__ = ["OptimizerState", "optimizer_state", "set_optimizer_state"]
+__all__ = ["OptimizerState", "optimizer_state", "parameter_names", "set_optimizer_state"]
 
 
 class OptimizerState(TypedDict):
@@ -41,7 +41,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optim
         ValueError: a parameter of the optimizer is none of the model's.
     """
     numbered = optimizer.state_dict()
-    names = _names(optimizer, model)
+    names = parameter_names(optimizer, model)
     return {
         "kind": type(optimizer).__name__,
         "state": {names[index]: dict(entries) for index, entries in numbered["state"].items()},
@@ -60,7 +60,7 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, stat
     kind = type(optimizer).__name__
     if state["kind"] != kind:
         raise DataError(f"the checkpoint holds the state of {state['kind']}, the optimizer is {kind}")
-    names = _names(optimizer, model)
+    names = parameter_names(optimizer, model)
     numbers = {name: index for index, name in names.items()}
     present = optimizer.state_dict()["param_groups"]
     stored = [group["params"] for group in state["param_groups"]]
@@ -75,7 +75,19 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, stat
     )
 
 
-def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:
+def parameter_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:
+    """Name an optimizer's parameters.
+
+    Args:
+        optimizer: over parameters of ``model``.
+        model: gives the names.
+
+    Returns:
+        Number, in the order of the optimizer's groups → name.
+
+    Raises:
+        ValueError: a parameter of the optimizer is none of the model's.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:

@@ -29,7 +29,7 @@ def make_optimizer(
     """Make an optimizer over a model's trainable parameters.
 
     AdamW is that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (ICLR 2019). Parameters with the same
-    settings share one group, groups in order of first appearance. PyTorch's fused kernels are used where all parameters are
+    settings share one group, groups in order of first appearance. AdamW uses PyTorch's fused kernel where all parameters are
     floating point and lie on a CPU or CUDA device.
 
     Args:
@@ -54,18 +54,21 @@ def make_optimizer(
     check_positive(learning_rate=learning_rate)
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-    kind: type[torch.optim.Optimizer]
-    if name == "adamw":
-        kind, settings = torch.optim.AdamW, {"betas": betas}
-    elif name == "sgd":
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        kind, settings = torch.optim.SGD, {"momentum": momentum}
-    else:
-        raise ValueError(f"name must be 'adamw' or 'sgd', got {name!r}")
+    kind: Any
+    settings: dict[str, Any]
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError("model must have a parameter with requires_grad, got none")
+    if name == "adamw":
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trainable.values())
+        kind, settings = torch.optim.AdamW, {"betas": betas, "fused": fused}
+    elif name == "sgd":
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        # Fused, SGD would begin with uninitialised momentum where the first step of fp16 overflows and is left out.
+        kind, settings = torch.optim.SGD, {"momentum": momentum}
+    else:
+        raise ValueError(f"name must be 'adamw' or 'sgd', got {name!r}")
 
     undecayed = set() if decay_norms_and_biases else _norms_and_biases(model)
     chosen: dict[str, dict[str, Any]] = {
@@ -80,6 +83,9 @@ def make_optimizer(
             )
         if unknown := set(override) - known:
             raise ValueError(f"overrides[{pattern!r}] has unknown settings {sorted(unknown)}; known: {sorted(known)}")
+        for setting in ("lr", "weight_decay"):
+            if override.get(setting, 0) < 0:
+                raise ValueError(f"overrides[{pattern!r}] must not have a negative {setting}, got {override[setting]}")
         for matched_name in matched:
             chosen[matched_name].update(override)
 
@@ -90,12 +96,10 @@ def make_optimizer(
             group = {"settings": chosen[parameter_name], "params": []}
             groups.append(group)
         group["params"].append(parameter)
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trainable.values())
     return kind(
         [{"params": group["params"], **group["settings"]} for group in groups],
         lr=learning_rate,
         weight_decay=weight_decay,
-        fused=fused,
         **settings,
     )
 

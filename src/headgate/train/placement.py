@@ -1,29 +1,30 @@
 """Where a model trains: alone on its own device, or together with other processes under accelerate.
 
-Both placements offer the same few verbs, so that the loop reads the same in either. :class:`Alone` calls PyTorch directly
-and costs next to nothing per step; :class:`Together` hands model and optimizer to accelerate, which wraps them for DDP or
-FSDP as the launcher asked.
+Both placements offer the same few verbs, so that the loop reads the same in either. Alone, PyTorch is called directly, which
+costs next to nothing per step; together, accelerate gets model and optimizer and wraps them for DDP or FSDP as the launcher
+asked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from headgate.errors import HeadgateError
-from headgate.train.optimizer_state import OptimizerState, optimizer_state, set_optimizer_state
+from headgate.train.optimizer_state import OptimizerState, optimizer_state, parameter_names, set_optimizer_state
 from headgate.train.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["PRECISIONS", "Alone", "Placement", "Together", "place"]
+__all__ = ["PRECISIONS", "Placement", "one_process", "place"]
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -64,8 +65,11 @@ class Placement(Protocol):
     def from_all(self, value: Any) -> list[Any]:
         """Give every process what each holds, in the order of the processes."""
 
-    def state(self) -> tuple[dict[str, Any], OptimizerState]:
-        """Read the whole state of model and optimizer; complete on the main process, which writes it."""
+    def model_state(self) -> dict[str, Any]:
+        """Read the whole model's state dict; complete on the main process, which writes it."""
+
+    def optimizer_state(self) -> OptimizerState:
+        """Read the whole optimizer's state, once it has made a step; complete on the main process."""
 
     def set_state(self, model: Mapping[str, Tensor], optimizer: OptimizerState) -> None:
         """Bring model and optimizer to a state read earlier; every process gives the whole state."""
@@ -109,11 +113,15 @@ def place(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"mixed_precision must be one of {list(PRECISIONS)}, got {precision!r}")
-    if accelerator is None and _is_launched():
+    is_own = False
+    if accelerator is None and _is_launched() and not _ONE_PROCESS.get():
+        from accelerate.state import is_initialized
+
+        is_own = not is_initialized()
         accelerator = _accelerator_of_launch(precision)
     if accelerator is None:
         device = next(model.parameters()).device
-        return Alone(model, optimizer or make_optimizer(model, learning_rate=learning_rate), device, precision)
+        return _Alone(model, optimizer or make_optimizer(model, learning_rate=learning_rate), device, precision)
 
     if precision not in ("no", accelerator.mixed_precision):
         raise ValueError(
@@ -136,11 +144,24 @@ def place(
         if optimizer is not None and optimizer.state:
             optimizer.load_state_dict(optimizer.state_dict())  # moves its tensors to the parameters' device
         optimizer = optimizer or make_optimizer(model, learning_rate=learning_rate)
-        return Alone(model, optimizer, accelerator.device, accelerator.mixed_precision)
-    return Together(model, optimizer or make_optimizer(model, learning_rate=learning_rate), accelerator)
+        alone = _Alone(model, optimizer, accelerator.device, accelerator.mixed_precision)
+        if is_own:
+            _forget_precision()
+        return alone
+    return _Together(model, optimizer or make_optimizer(model, learning_rate=learning_rate), accelerator, is_own)
 
 
-class Alone:
+@contextlib.contextmanager
+def one_process() -> Iterator[None]:
+    """Let models be trained in this process alone inside the block, although several processes were launched."""
+    before = _ONE_PROCESS.set(True)
+    try:
+        yield
+    finally:
+        _ONE_PROCESS.reset(before)
+
+
+class _Alone:
     """One process, one device, no wrapper."""
 
     def __init__(
@@ -185,14 +206,16 @@ class Alone:
     def from_all(self, value: Any) -> list[Any]:
         return [value]
 
-    def state(self) -> tuple[dict[str, Any], OptimizerState]:
-        bare = _without_compile(self.model)
-        return bare.state_dict(), optimizer_state(self.optimizer, bare)
+    def model_state(self) -> dict[str, Any]:
+        return _without_compile(self.model).state_dict()
+
+    def optimizer_state(self) -> OptimizerState:
+        return optimizer_state(self.optimizer, _without_compile(self.model))
 
     def set_state(self, model: Mapping[str, Tensor], optimizer: OptimizerState) -> None:
         bare = _without_compile(self.model)
-        bare.load_state_dict(model)
         set_optimizer_state(self.optimizer, bare, optimizer)
+        bare.load_state_dict(model)
 
     def scaler_state(self) -> dict[str, Any]:
         return self.scaler.state_dict()
@@ -207,16 +230,19 @@ class Alone:
         """Nothing was wrapped."""
 
 
-class Together:
+class _Together:
     """Several processes, under accelerate."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, is_own: bool
+    ) -> None:
         kind = accelerator.distributed_type.value
         if kind in ("DEEPSPEED", "MEGATRON_LM"):
             raise ValueError(f"accelerator must use DDP or FSDP, got {kind}")
-        optimizer_state(optimizer, model)  # a parameter outside the model would drift apart between the processes
-        self.accelerator = accelerator
+        parameter_names(optimizer, model)  # a parameter outside the model would drift apart between the processes
+        self.accelerator, self.is_own = accelerator, is_own
         self.sharded = kind == "FSDP"
+        self.own_forward = model.__dict__.get("forward")
         self.model, wrapped = accelerator.prepare(model, optimizer)
         self.wrapped_optimizer = wrapped
         self.optimizer = wrapped.optimizer
@@ -257,29 +283,41 @@ class Together:
 
         return gather_object([value])
 
-    def state(self) -> tuple[dict[str, Any], OptimizerState]:
+    def model_state(self) -> dict[str, Any]:
         if not self.sharded:
-            bare = _without_compile(self.module)
-            return bare.state_dict(), optimizer_state(self.optimizer, bare)
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+            return _without_compile(self.module).state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def optimizer_state(self) -> OptimizerState:
+        if not self.sharded:
+            return optimizer_state(self.optimizer, _without_compile(self.module))
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
-        return model, {"kind": type(self.optimizer).__name__, "state": {}, "param_groups": [], **optimizer}
+        state: Any = get_optimizer_state_dict(self.model, self.optimizer, options=options)
+        kind = type(self.optimizer).__name__
+        return {"kind": kind, "state": state.get("state", {}), "param_groups": state.get("param_groups", [])}
 
     def set_state(self, model: Mapping[str, Tensor], optimizer: OptimizerState) -> None:
         if not self.sharded:
             bare = _without_compile(self.module)
-            bare.load_state_dict(model)
             set_optimizer_state(self.optimizer, bare, optimizer)
+            bare.load_state_dict(model)
             return
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
+        groups = [
+            {**then, "lr": now["lr"]}
+            for now, then in zip(self.optimizer.param_groups, optimizer["param_groups"], strict=True)
+        ]
+        named: Any = {"state": optimizer["state"], "param_groups": groups}
         set_state_dict(
             self.model,
             self.optimizer,
             model_state_dict=dict(model),
-            optim_state_dict={"state": optimizer["state"], "param_groups": optimizer["param_groups"]},
+            optim_state_dict=named,
             options=StateDictOptions(full_state_dict=True, cpu_offload=True),
         )
 
@@ -294,10 +332,16 @@ class Together:
         self.accelerator.wait_for_everyone()
 
     def leave(self) -> None:
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        # Accelerate leaves a bound method on the model, which a copy of the model would share.
+        if self.own_forward is None:
+            bare.__dict__.pop("forward", None)
+        if self.is_own:
+            _forget_precision()
 
 
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
+_ONE_PROCESS: ContextVar[bool] = ContextVar("one_process", default=False)
 
 
 def _is_launched() -> bool:
@@ -314,6 +358,13 @@ def _accelerator_of_launch(precision: str) -> Accelerator:
     device = torch.accelerator.current_accelerator(check_available=True)
     on_cpu = device is None or device.type == "mps"
     return Accelerator(mixed_precision=None if precision == "no" else precision, cpu=on_cpu)
+
+
+def _forget_precision() -> None:
+    """Let the next run choose: accelerate keeps the first accelerator's precision for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-__all__ = ["PlainLines", "Progress", "TerminalBar", "open_progress"]
+__all__ = ["Progress", "open_progress"]
 
 
 class Progress(Protocol):
@@ -28,13 +28,13 @@ def open_progress(steps: int, start: int, stream: TextIO | None = None) -> Progr
         stream: where to write; default: standard error.
 
     Returns:
-        :class:`TerminalBar` in a terminal, otherwise :class:`PlainLines`.
+        A bar in a terminal; otherwise plain lines, one at each tenth of the run.
     """
     stream = stream or sys.stderr
-    return TerminalBar(steps, start, stream) if stream.isatty() else PlainLines(steps, start, stream)
+    return _TerminalBar(steps, start, stream) if stream.isatty() else _PlainLines(steps, start, stream)
 
 
-class TerminalBar:
+class _TerminalBar:
     """A bar with the steps done, the loss and the time left."""
 
     def __init__(self, steps: int, start: int, stream: TextIO) -> None:
@@ -60,7 +60,7 @@ class TerminalBar:
         self.bar.stop()
 
 
-class PlainLines:
+class _PlainLines:
     """One line at each tenth of the run, for log files and pipes."""
 
     def __init__(self, steps: int, start: int, stream: TextIO) -> None:

@@ -19,7 +19,7 @@ from headgate.errors import HeadgateError, MissingExtraError
 from headgate.files import write_text
 from headgate.train.progress import open_progress
 
-__all__ = ["JsonLines", "Report", "ShownProgress", "TensorBoard", "open_reports"]
+__all__ = ["Report", "open_reports"]
 
 
 class Report(Protocol):
@@ -42,6 +42,7 @@ def open_reports(
     progress: bool,
     steps: int,
     start: int,
+    metrics: Mapping[str, float] | None = None,
 ) -> Iterator[list[Report]]:
     """Open the reports that were asked for, and close them when the block ends.
 
@@ -51,6 +52,7 @@ def open_reports(
         progress: show how far the run is.
         steps: length of the run.
         start: steps done before; what was reported about later ones is taken back.
+        metrics: those measured at ``start`` already, where there are any.
 
     Raises:
         HeadgateError: a file cannot be written.
@@ -59,18 +61,18 @@ def open_reports(
     with contextlib.ExitStack() as stack:
         reports: list[Report] = []
         if log is not None:
-            reports.append(JsonLines(log, start))
+            reports.append(_JsonLines(log, start))
             stack.callback(reports[-1].close)
         if tensorboard is not None:
-            reports.append(TensorBoard(tensorboard, start))
+            reports.append(_TensorBoard(tensorboard, start, metrics or {}))
             stack.callback(reports[-1].close)
         if progress:
-            reports.append(ShownProgress(steps, start))
+            reports.append(_ShownProgress(steps, start))
             stack.callback(reports[-1].close)
         yield reports
 
 
-class JsonLines:
+class _JsonLines:
     """A log file with one JSON object a line, flushed line by line.
 
     Args:
@@ -81,7 +83,7 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike[str], start: int) -> None:
         path = Path(path)
         try:
-            before = path.read_text() if path.exists() else ""
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise HeadgateError(f"cannot read the log {path}: {error}; choose another file") from error
         kept = "".join(line for line in before.splitlines(keepends=True) if start > 0 and _is_before(line, start))
@@ -106,10 +108,10 @@ class JsonLines:
             raise HeadgateError(f"cannot write the log {self.file.name}: {error.strerror}; make room") from error
 
 
-class TensorBoard:
+class _TensorBoard:
     """TensorBoard scalars ``train/…`` and ``evaluate/…``."""
 
-    def __init__(self, folder: str | os.PathLike[str], start: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], start: int, metrics: Mapping[str, float]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -118,6 +120,9 @@ class TensorBoard:
             self.writer = SummaryWriter(str(folder), purge_step=start or None)
         except OSError as error:
             raise HeadgateError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+        if start > 0:
+            # Purging takes back everything from `start` on, the evaluation before the checkpoint included.
+            self.evaluated(start, 0.0, metrics)
 
     def trained(self, step: int, record: Mapping[str, float]) -> None:
         for name, value in record.items():
@@ -132,7 +137,7 @@ class TensorBoard:
         self.writer.close()
 
 
-class ShownProgress:
+class _ShownProgress:
     """The progress display as a report."""
 
     def __init__(self, steps: int, start: int) -> None:

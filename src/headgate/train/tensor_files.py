@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +14,19 @@ from torch import Tensor
 
 from headgate.errors import DataError
 
-__all__ = ["file_digest", "read_tensors", "separate", "tensor_digest", "write_tensors"]
+__all__ = ["check_tensors", "file_digest", "read_tensors", "separate", "tensor_digest", "write_tensors"]
+
+
+def check_tensors(state: Mapping[str, object]) -> Mapping[str, Tensor]:
+    """Check that a state dict holds tensors alone, as a safetensors file does.
+
+    Raises:
+        TypeError: an entry is something else, such as a module's extra state.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"model's state must hold tensors alone to be stored, {name!r} is a {type(value).__name__}")
+    return cast(Mapping[str, Tensor], state)
 
 
 def separate(state: Mapping[str, object]) -> dict[str, Tensor]:
@@ -32,9 +45,7 @@ def separate(state: Mapping[str, object]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"only tensors can be stored, {name!r} is a {type(value).__name__}")
+    for name, value in check_tensors(state).items():
         tensor = value.detach().cpu().contiguous()
         storage = tensor.untyped_storage()
         if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
@@ -46,17 +57,18 @@ def separate(state: Mapping[str, object]) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write the tensors to ``path``, a temporary file that its caller moves into place."""
-    save_file(dict(tensors), path, metadata=dict(metadata or {}))
+    # Empty metadata beside no tensors (SGD without momentum) would make a broken header.
+    save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU.
+    """Read a safetensors file to the CPU, into memory of its own: the file may be removed afterwards.
 
     Raises:
         DataError: no safetensors file, or a truncated one.
     """
     try:
-        return load_file(path)
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} is no whole safetensors file: {error}") from error
 
@@ -73,5 +85,5 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
