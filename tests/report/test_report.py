@@ -110,7 +110,7 @@ def test_the_method_table_takes_its_verdict_from_the_evidence(method, evidence, 
     fresh.write(folder)
     row = method_table([method], [folder]).splitlines()[2]
     assert row.startswith("| [toy-gate](docs/methods/toy-gate.md) |")
-    assert "✔ reproduced | 3 | 0.3 min |" in row
+    assert "✔ reproduced (2 of 2 criteria) | 3 | 0.3 min |" in row
 
 
 def test_the_method_page_holds_use_claim_evidence_and_citation(method, evidence, tmp_path):

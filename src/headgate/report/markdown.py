@@ -20,8 +20,13 @@ def method_table(methods: Sequence[Method], folders: Sequence[Path], link: str =
         evidence = find_evidence(method.slug, "laptop", folders)
         seeds = str(len(evidence.seeds)) if evidence else "–"
         time = f"{evidence.seconds / 60:.1f} min" if evidence else "–"
+        if evidence:
+            passed = sum(result.verdict == "reproduced" for result in evidence.criteria)
+            status_text = f"{VERDICT_MARKS[status]} {status} ({passed} of {len(evidence.criteria)} criteria)"
+        else:
+            status_text = f"{VERDICT_MARKS[status]} {status}"
         name = f"[{method.slug}]({link.format(slug=method.slug)})"
-        lines.append(f"| {name} | {_cell(method.summary)} | {VERDICT_MARKS[status]} {status} | {seeds} | {time} |")
+        lines.append(f"| {name} | {_cell(method.summary)} | {status_text} | {seeds} | {time} |")
     return "\n".join(lines) + "\n"
 
 
@@ -106,6 +111,7 @@ def _evidence(method: Method, evidence: Evidence, figures: str) -> list[str]:
         f"## Evidence at {evidence.scale} scale: {status}",
         claim.scales[evidence.scale].summary,
         f"![The claim of {method.slug}, measured]({figures}/{evidence.name}.png)",
+        *_pictures(evidence, figures),
         "\n".join(rows),
         "\n".join(verdicts),
         f"{len(evidence.seeds)} seeds, mean ± standard deviation; {evidence.seconds / 60:.1f} minutes of work in "
@@ -113,6 +119,15 @@ def _evidence(method: Method, evidence: Evidence, figures: str) -> list[str]:
         f"torch {evidence.versions.get('torch')}, {evidence.finished}. "
         f"Again: `headgate reproduce {method.slug} --scale {evidence.scale}`.",
     ]
+
+
+def _pictures(evidence: Evidence, figures: str) -> list[str]:
+    """The pictures that the arms chose to show, with the first seed."""
+    if not evidence.pictures:
+        return []
+    head = "| arm | picture |\n|---|---|\n"
+    names = [(picture, picture.removeprefix(f"{evidence.name}-").removesuffix(".png")) for picture in evidence.pictures]
+    return [head + "\n".join(f"| {name} | ![{name}]({figures}/{picture}) |" for picture, name in names)]
 
 
 def _measured(method: Method, evidence: Evidence) -> list[str]:
