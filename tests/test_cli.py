@@ -12,7 +12,7 @@ def lab(tmp_path):
     return tmp_path
 
 
-def refused(result, *words):
+def check_refused(result, *words):
     """One clear line on standard error, no traceback, a status that is not zero."""
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
@@ -43,20 +43,20 @@ def refused(result, *words):
 )
 def test_bad_input_is_one_clear_line(lab, arguments, words):
     (lab / "occupied").write_text("a file where a folder should be")
-    refused(toy.headgate(lab, *arguments), *words)
+    check_refused(toy.headgate(lab, *arguments), *words)
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "toy-gate"], ["reproduce", "toy-gate"], ["search", "toy"]])
 def test_a_broken_card_is_one_clear_line(lab, command):
     card = lab / "toy_lab" / "methods" / "toys" / "toy_gate" / "card.toml"
     card.write_text(toy.CARD.replace('venue = "Journal of Toys"\n', ""))
-    refused(toy.headgate(lab, *command), str(card), "'paper.venue' is missing")
+    check_refused(toy.headgate(lab, *command), str(card), "'paper.venue' is missing")
 
 
 def test_a_broken_evidence_file_is_one_clear_line(lab):
     (lab / "runs").mkdir()
     (lab / "runs" / "toy-gate-laptop.json").write_text('{"format": 1')
-    refused(toy.headgate(lab, "list"), "toy-gate-laptop.json is no evidence file")
+    check_refused(toy.headgate(lab, "list"), "toy-gate-laptop.json is no evidence file")
 
 
 def test_an_unknown_arm_is_reported_as_a_failed_cell_and_loses_nothing(lab):

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,18 @@ def test_stop_may_answer_with_anything_true_or_false(answer: Any, steps: int) ->
     history = fit(linear(), data, squared, steps=4, evaluate=lambda model, step: {}, stop=lambda metrics: answer)
     assert history.steps == steps
     assert history.stopped_early is (steps == 0)
+
+
+def test_seconds_hold_the_evaluations_and_checkpoints_too(tmp_path: Path) -> None:
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        time.sleep(0.2)
+        return {}
+
+    history = fit(linear(), data, squared, steps=1, evaluate=evaluate)
+    assert history.seconds >= 0.4
+    first = fit(linear(), data, squared, steps=1, evaluate=evaluate, checkpoints=tmp_path)
+    resumed = fit(linear(), data, squared, steps=2, evaluate=evaluate, checkpoints=tmp_path)
+    assert resumed.seconds >= first.seconds + 0.2
 
 
 def test_a_metric_may_be_named_loss() -> None:

@@ -43,6 +43,17 @@ def test_everything_trainable_decays_when_asked() -> None:
     assert set(decays.values()) == {0.1}
 
 
+def test_parameters_with_the_same_settings_share_a_group_in_order_of_first_appearance() -> None:
+    model = Block()
+    optimizer = make_optimizer(model, weight_decay=0.1, overrides={"temperature": {"lr": 0.5}})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups] == [
+        ["position_bias", "norm.weight", "norm.bias", "linear.bias"],
+        ["temperature"],
+        ["embedding.weight", "linear.weight"],
+    ]
+
+
 def test_overrides_change_what_matches_and_later_ones_win() -> None:
     model = Block()
     optimizer = make_optimizer(

@@ -18,7 +18,7 @@ def torch_factors(make, steps: int, every: int = 1) -> list[float]:
     for step in range(steps):
         factors.append(optimizer.param_groups[0]["lr"] / BASE)
         optimizer.step()
-        if (step + 1) % every == 0:
+        if (step + 1) % every == 0 and step + 1 < steps:
             scheduler.step()
     return factors
 
@@ -83,8 +83,16 @@ def test_one_cycle_equals_torch(steps: int, linear: bool, rise: float, start: fl
         )
 
     schedule = one_cycle(steps, rise=rise, start_divisor=start, final_divisor=final, linear=linear)
-    expected = [*torch_factors(make, steps - 1), 1 / (start * final)]  # PyTorch's last value has no step behind it
-    assert [schedule(step) for step in range(steps)] == pytest.approx(expected, rel=1e-9)
+    assert [schedule(step) for step in range(steps)] == pytest.approx(torch_factors(make, steps), rel=1e-9)
+    assert schedule(steps + 5) == pytest.approx(1 / (start * final), rel=1e-9)
+
+
+def test_one_cycle_without_a_rise_or_with_one_of_a_single_step_begins_at_the_top() -> None:
+    # PyTorch divides by zero where the rise is one step long.
+    assert [one_cycle(10, rise=0.1)(step) for step in (0, 9)] == pytest.approx([1.0, 1 / 25e4])
+    assert one_cycle(1)(0) == pytest.approx(1 / 25e4)
+    falling = one_cycle(5, rise=0.0, linear=True, start_divisor=1.0, final_divisor=2.0)
+    assert [falling(step) for step in range(5)] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
 
 
 @pytest.mark.parametrize(
