@@ -94,6 +94,11 @@ def test_two_processes_go_on_exactly_each_from_its_own_random_state(folder: Path
     assert first["torch"] != second["torch"]
 
 
+def test_gradients_travel_in_the_last_accumulated_batch_alone(gave: list[dict[str, Any]]) -> None:
+    for process in gave:
+        assert process["gathered"] == [False, False, True] * 2
+
+
 def test_every_process_hears_of_a_loss_that_is_not_finite_on_one(gave: list[dict[str, Any]]) -> None:
     for process in gave:
         assert process["diverged"].startswith("the loss of step 1 is nan")

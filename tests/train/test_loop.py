@@ -242,9 +242,9 @@ def test_seconds_hold_the_evaluations_and_checkpoints_too(tmp_path: Path) -> Non
 
     history = fit(linear(), data, squared, steps=1, evaluate=evaluate)
     assert history.seconds >= 0.4
-    first = fit(linear(), data, squared, steps=1, evaluate=evaluate, checkpoints=tmp_path)
+    fit(linear(), data, squared, steps=1, evaluate=evaluate, checkpoints=tmp_path)
     resumed = fit(linear(), data, squared, steps=2, evaluate=evaluate, checkpoints=tmp_path)
-    assert resumed.seconds >= first.seconds + 0.2
+    assert resumed.seconds >= 0.6
 
 
 def test_a_metric_may_be_named_loss() -> None:

@@ -99,6 +99,13 @@ def test_a_log_in_any_language_survives_a_resume_in_any_locale(tmp_path: Path, m
     assert (tmp_path / "log").read_bytes().decode().startswith(line)
 
 
+def test_a_last_line_without_its_end_is_cut_before_others_follow_it(tmp_path: Path) -> None:
+    small_run(steps=3, checkpoints=tmp_path / "checkpoints", log=tmp_path / "log", log_every=1)
+    (tmp_path / "log").write_text((tmp_path / "log").read_text().rstrip())
+    small_run(steps=5, checkpoints=tmp_path / "checkpoints", log=tmp_path / "log", log_every=1)
+    assert [record["step"] for record in read(tmp_path / "log")] == [0, 1, 3, 4]
+
+
 def test_a_run_that_begins_anew_begins_the_log_anew(tmp_path: Path) -> None:
     small_run(steps=9, log=tmp_path / "log", log_every=1)
     small_run(steps=3, log=tmp_path / "log", log_every=1)

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 
-from headgate.train import DivergedError, History, base_model
+from headgate.train import DivergedError, History, base_model, fit
 from tests.train.runs import accuracy, small_batches, small_model, small_run
 
 PLAIN: dict[str, Any] = {"dropout": 0.0, "norm": False}
@@ -57,6 +57,14 @@ def main() -> None:
     gave["whole"] = described(*small_run(**random))
     small_run(**{**random, "steps": 7}, checkpoints=folder / "parts", keep=5)
     gave["parts"] = described(*small_run(**random, checkpoints=folder / "parts", checkpoint_every=12))
+
+    gave["gathered"] = []
+
+    def watched(model: nn.Module, batch: Any) -> Tensor:
+        gave["gathered"].append(model.require_backward_grad_sync)
+        return model(batch[0]).square().mean()
+
+    fit(nn.Linear(6, 1), small_batches("list"), watched, steps=2, accumulate=3)
 
     nan = small_batches("list")
     nan[3] = (nan[3][0] * float("nan"), nan[3][1])
