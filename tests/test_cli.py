@@ -121,3 +121,14 @@ def test_reproducing_several_claims_ends_with_a_table_of_verdicts(lab):
     summary = result.stdout.rsplit("verdicts", 1)[1]
     assert [line.split()[0] for line in summary.splitlines() if line.startswith("toy")] == ["toy-gate", "toy-twin"]
     assert summary.count("2 of 2") == 2
+
+
+def test_broken_data_is_one_clear_line_and_finished_evidence_stays(lab):
+    toy.headgate(lab, "reproduce", "toy-gate")
+    before = (lab / "runs" / "toy-gate-laptop.json").read_bytes()
+    claim = lab / "toy_lab" / "methods" / "toys" / "toy_gate" / "claim.py"
+    claim.write_text(claim.read_text().replace("0.9", "0.91"))
+    (lab / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    result = toy.headgate(lab, "reproduce", "toy-gate", "--jobs", "1", TOY_DATA=str(lab / "latin.txt"))
+    check_refused(result, "9 cells failed", "latin.txt", "UTF-8")
+    assert (lab / "runs" / "toy-gate-laptop.json").read_bytes() == before

@@ -113,6 +113,10 @@ def measure(arm, seed, scale):
             raise OSError(28, "No space left on device")
 
         os.fsync = full
+    if os.environ.get("TOY_DATA"):
+        from headgate.data import read_text
+
+        read_text(os.environ["TOY_DATA"])
     if os.environ.get("TOY_FAIL") == arm:
         raise RuntimeError("the toy broke")
     if os.environ.get("TOY_DIE") == arm:

@@ -147,8 +147,9 @@ def reproduce_command(
         from headgate.report.figure import draw_figure
         from headgate.report.terminal import print_evidence
 
-        figure = draw_figure(method, evidence, out / f"{evidence.name}.png")
-        print_evidence(console, method, evidence, figure)
+        figure = draw_figure(method, evidence, out / f"{evidence.name}.png") if evidence.cells else None
+        if evidence.cells or any(failure.traceback for failure in evidence.failed):
+            print_evidence(console, method, evidence, figure)
 
     by_slug = {method.slug: method for method in chosen}
     try:
@@ -167,9 +168,11 @@ def reproduce_command(
         raise typer.Exit(130) from None
     if len(results) > 1:
         _print_summary(console, results)
-    failed = sum(len(evidence.failed) for evidence in results)
-    if failed:
-        raise HeadgateError(f"{failed} cells failed (tracebacks above and in {out}); the same command tries them again")
+    failures = [failure for evidence in results for failure in evidence.failed]
+    if failures:
+        reasons = dict.fromkeys(failure.error for failure in failures if not failure.traceback)
+        hint = "; ".join(reasons) or "tracebacks above"
+        raise HeadgateError(f"{len(failures)} cells failed ({hint}); the same command tries them again")
 
 
 def _hush_pool_thread() -> None:

@@ -89,7 +89,7 @@ def test_a_changed_claim_is_measured_again_and_changed_prose_is_not(lab):
 def test_a_failing_cell_is_reported_the_others_go_on_and_the_next_run_tries_it_again(lab):
     result = run(lab, TOY_FAIL="nothing")
     assert result.returncode == 2
-    assert "3 cells failed" in result.stderr
+    assert "3 cells failed (tracebacks above)" in result.stderr
     assert "RuntimeError: the toy broke" in result.stdout
     assert "Traceback" in result.stdout
     found = evidence(lab)

@@ -200,7 +200,9 @@ def measure_cell(cell: Cell, package: str, fingerprint: str, store: CellStore, t
         record = CellRecord.of(cell, fingerprint, measurement, time.monotonic() - start)
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return FailedCell(cell.arm, cell.seed, line, traceback.format_exc())
+        # What a user can mend (missing data, a missing extra) needs no traceback.
+        trace = "" if isinstance(error, HeadgateError) else traceback.format_exc()
+        return FailedCell(cell.arm, cell.seed, line, trace)
     store.save(record)
     return record
 
@@ -351,7 +353,8 @@ def _conclude(grid: Grid, jobs: int, threads: int) -> Evidence:
         finished=datetime.datetime.now(datetime.UTC).date().isoformat(),
         pictures=pictures,
     )
-    evidence.write(grid.out)
+    if evidence.cells:
+        evidence.write(grid.out)
     return evidence
 
 

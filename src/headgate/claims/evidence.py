@@ -30,7 +30,7 @@ STALE = "stale"
 
 @dataclass(frozen=True)
 class FailedCell:
-    """A cell that raised: its place in the grid, the error in one line, and the traceback."""
+    """A cell that raised: its place in the grid, the error in one line, and the traceback (empty where a user can mend it)."""
 
     arm: str
     seed: int

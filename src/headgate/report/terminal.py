@@ -90,7 +90,8 @@ def print_evidence(console: Console, method: Method, evidence: Evidence, figure:
     console.print(Panel(Group(*parts), title=title, title_align="left", padding=(1, 2)))
     for failure in evidence.failed:
         console.print(f"[red]failed:[/] {failure.arm}, seed {failure.seed}: {escape(failure.error)}", highlight=False)
-        console.print(Text(failure.traceback.rstrip(), style="dim"))
+        if failure.traceback:
+            console.print(Text(failure.traceback.rstrip(), style="dim"))
 
 
 def _arms_table(method: Method, evidence: Evidence) -> Table:
