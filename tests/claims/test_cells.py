@@ -102,3 +102,14 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HeadgateError, match=r"cannot write .*Not a directory|cannot write .*File exists"):
         CellStore(tmp_path / "file" / "cells").save(record())
+
+
+def test_what_a_killed_write_left_is_tidied_and_cells_stay(tmp_path):
+    store = CellStore(tmp_path)
+    store.tidy()
+    store.save(record())
+    (tmp_path / ".ours-seed3.json.abc.tmp.json").write_text('{"half')
+    (tmp_path / "models-1").mkdir()
+    (tmp_path / "models-1" / ".base.safetensors.xyz.tmp.safetensors").write_bytes(b"half")
+    store.tidy()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ours-seed3.json"]

@@ -59,7 +59,7 @@ def test_the_shared_fingerprint_follows_imports_to_the_floors(lab):
     method = find_method("toy-gate")
     before = shared_fingerprint(method)
     claim = method.folder / "claim.py"
-    claim.write_text(claim.read_text() + "\nimport headgate.files\n")
+    claim.write_text(claim.read_text() + "\nimport headgate.presets\n")
     from headgate.claims import fingerprint
 
     fingerprint._parsed.cache_clear()

@@ -110,6 +110,12 @@ class CellStore:
         """The file of ``cell``."""
         return self.folder / f"{cell.arm}-seed{cell.seed}.json"
 
+    def tidy(self) -> None:
+        """Remove what a write that was killed half-way left; only for a process that holds the folder alone."""
+        if self.folder.is_dir():
+            for left in self.folder.rglob(".*.tmp*"):
+                left.unlink(missing_ok=True)
+
     def save(self, record: CellRecord) -> None:
         """Keep ``record``.
 

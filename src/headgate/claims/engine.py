@@ -151,6 +151,7 @@ def reproduce(
     with _sole_use(out):
         for method in methods:
             grid, warnings = plan(method, scale, seeds, out)
+            grid.store.tidy()
             grids.append(grid)
             for warning in warnings:
                 progress.warn(warning)
