@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headgate.catalog import Method
-from headgate.claims.evidence import Evidence, claim_status, find_evidence
+from headgate.claims.evidence import Evidence, claim_status, find_evidence, is_stale
 from headgate.report.format import VERDICT_MARKS, criterion_rule, effect_text, mean_text
 
 __all__ = ["method_page", "method_table"]
@@ -91,7 +91,7 @@ def _criteria(method: Method) -> str:
 
 def _evidence(method: Method, evidence: Evidence, figures: str) -> list[str]:
     claim = method.claim
-    status = claim_status(method, evidence.scale, None) if evidence is None else evidence.verdict
+    status = "stale" if is_stale(method, evidence) else evidence.verdict
     hardware = evidence.hardware
     rows = ["| arm | " + " | ".join(_metric_head(method, name) for name in _measured(method, evidence)) + " |"]
     rows.append("|---" * (1 + len(_measured(method, evidence))) + "|")
