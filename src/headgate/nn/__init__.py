@@ -6,6 +6,7 @@ from headgate.nn.attention import MultiHeadAttention, SlidingWindowAttention
 from headgate.nn.drop_path import DropPath
 from headgate.nn.feed_forward import FeedForward, GatedFeedForward
 from headgate.nn.language_model import MixerLM, MixerLMOutput
+from headgate.nn.low_rank_log_gate import LowRankLogGate
 from headgate.nn.positions import apply_rotary
 from headgate.nn.short_convolution import ShortConvolution
 
@@ -13,6 +14,7 @@ __all__ = [
     "DropPath",
     "FeedForward",
     "GatedFeedForward",
+    "LowRankLogGate",
     "MixerLM",
     "MixerLMOutput",
     "MultiHeadAttention",

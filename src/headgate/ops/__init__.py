@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from headgate.ops.gated_linear_attention import (
+    GatedLinearAttentionOutput,
+    GatedLinearAttentionState,
+    bidirectional_gated_linear_attention,
+    gated_linear_attention,
+    gated_linear_attention_backends,
+)
 from headgate.ops.long_convolution import long_convolution
 
-__all__ = ["long_convolution"]
+__all__ = [
+    "GatedLinearAttentionOutput",
+    "GatedLinearAttentionState",
+    "bidirectional_gated_linear_attention",
+    "gated_linear_attention",
+    "gated_linear_attention_backends",
+    "long_convolution",
+]
