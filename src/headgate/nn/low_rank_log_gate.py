@@ -8,11 +8,10 @@ starts every gate near one.
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headgate.ops import log_sigmoid_gate
 from headgate.validate import check_floating, check_positive, check_shape
 
 __all__ = ["LowRankLogGate"]
@@ -51,6 +50,4 @@ class LowRankLogGate(nn.Module):
         """
         check_shape("x", x, (None, None, self.dim), "batch, length, dim")
         check_floating("x", x, like=self.down.weight.dtype)
-        logits = self.up(self.down(x))
-        log_gate = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / self.normalizer
-        return log_gate if self.clamp_min is None else log_gate.clamp_min(self.clamp_min)
+        return log_sigmoid_gate(self.up(self.down(x)), self.normalizer, self.clamp_min)

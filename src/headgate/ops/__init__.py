@@ -10,12 +10,18 @@ from headgate.ops.gated_linear_attention import (
     gated_linear_attention_backends,
 )
 from headgate.ops.long_convolution import long_convolution
+from headgate.ops.tokenwise import depthwise_conv3x3, log_sigmoid_gate, mix_branches, rms_norm, swiglu
 
 __all__ = [
     "GatedLinearAttentionOutput",
     "GatedLinearAttentionState",
     "bidirectional_gated_linear_attention",
+    "depthwise_conv3x3",
     "gated_linear_attention",
     "gated_linear_attention_backends",
+    "log_sigmoid_gate",
     "long_convolution",
+    "mix_branches",
+    "rms_norm",
+    "swiglu",
 ]

@@ -1,7 +1,7 @@
 """Gated linear attention compiled for this CPU: forwards, backwards, and in both directions.
 
-``vectors`` and ``tiles`` hold what one core does with its registers, ``scan`` the algorithm, ``work`` what one thread
-does with one head, ``threads`` how all of them run. This module gives them the tensors.
+``tiles`` holds what one core does with its registers, ``scan`` the algorithm, ``work`` what one thread does with one
+head, ``compiled`` the machine code. This module gives them the tensors.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headgate.ops.gated_linear_attention.native.memory import ask_for_huge_pages
+from headgate.ops.gated_linear_attention.native.compiled import worker
 from headgate.ops.gated_linear_attention.native.scan import padded_height, padded_width
-from headgate.ops.gated_linear_attention.native.threads import run_workers
 from headgate.ops.gated_linear_attention.native.tiles import CHUNK
-from headgate.ops.gated_linear_attention.native.vectors import TILE_VECTORS, VECTOR_BYTES
 from headgate.ops.gated_linear_attention.native.work import ENTRIES, TENSORS
 from headgate.ops.gated_linear_attention.registration import state_dtype
+from headgate.ops.native.memory import ask_for_huge_pages
+from headgate.ops.native.vectors import TILE_VECTORS, VECTOR_BYTES
 
 __all__ = ["backward", "bidirectional", "bidirectional_backward", "forward"]
 
@@ -210,7 +210,7 @@ class _Job:
                 sequence, token, head, _ = tensor.stride()
             kept[name] = tensor
             table += (tensor.data_ptr(), sequence * size, token * size, head * size)
-        run_workers(np.array(table, dtype=np.int64), threads, self.dtype == torch.float64)
+        worker(self.dtype == torch.float64).run(table, threads)
 
 
 @lru_cache(maxsize=64)

@@ -39,7 +39,7 @@ from headgate.ops.gated_linear_attention.native.tiles import (
     update_lanes,
     update_rows,
 )
-from headgate.ops.gated_linear_attention.native.vectors import (
+from headgate.ops.native.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
     VECTOR_BYTES,

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from headgate.ops.gated_linear_attention.native.vectors import (
+from headgate.ops.native.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
     VECTOR_BYTES,

@@ -20,7 +20,7 @@ from headgate.ops.gated_linear_attention.native.scan import (
     scan,
     store_state,
 )
-from headgate.ops.gated_linear_attention.native.vectors import cast, fetch_add, item_size, load_int, load_scalar
+from headgate.ops.native.vectors import cast, fetch_add, item_size, load_int, load_scalar
 
 __all__ = ["ENTRIES", "FIRST_TENSOR", "TENSORS", "work"]
 

@@ -39,6 +39,8 @@ __all__ = [
     "splat",
     "store",
     "store_scalar",
+    "subtract",
+    "total",
 ]
 
 _FEATURES = llvm.get_host_cpu_features()
@@ -258,6 +260,7 @@ def _binary(emit: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value], doc: s
 
 
 add = _binary(lambda builder, a, b: builder.fadd(a, b), "a + b")
+subtract = _binary(lambda builder, a, b: builder.fsub(a, b), "a - b")
 multiply = _binary(lambda builder, a, b: builder.fmul(a, b), "a · b")
 divide = _binary(lambda builder, a, b: builder.fdiv(a, b), "a / b")
 minimum = _binary(
@@ -285,6 +288,20 @@ def smallest(typingctx: Any, vector: Any) -> Any:
         while len(values) > 1:
             pairs = zip(values[::2], values[1::2], strict=True)
             values = [builder.select(builder.fcmp_ordered("<", a, b), a, b) for a, b in pairs]
+        return values[0]
+
+    return vector.dtype(vector), codegen
+
+
+@intrinsic
+def total(typingctx: Any, vector: Any) -> Any:
+    """The sum of the register's numbers, added up in pairs."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = vector_type(vector.dtype)
+        values = [builder.extract_element(args[0], ir.Constant(ir.IntType(32), lane)) for lane in range(kind.count)]
+        while len(values) > 1:
+            values = [builder.fadd(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
         return values[0]
 
     return vector.dtype(vector), codegen

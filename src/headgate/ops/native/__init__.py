@@ -1,0 +1,1 @@
+"""What the compiled backends share: this CPU's registers, its threads, and fresh memory."""
