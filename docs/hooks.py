@@ -19,6 +19,8 @@ PAGES = {
     "Contract suite": "contract.md",
     "Train": "train.md",
     "Data": "data.md",
+    "Gated linear attention": "gated-linear-attention.md",
+    "Benchmarks": "benchmarks.md",
 }
 
 

@@ -175,6 +175,63 @@ def reproduce_command(
         raise HeadgateError(f"{len(failures)} cells failed ({hint}); the same command tries them again")
 
 
+@app.command("bench")
+def bench_command(
+    method: Annotated[str, typer.Argument(help="The method's name, e.g. gla.")],
+    lengths: Annotated[str | None, typer.Option(help="Lengths to measure, e.g. 1k,4k,16k.")] = None,
+    backends: Annotated[str | None, typer.Option(help="Backends of ours to measure, e.g. native,chunk.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting of the benchmark, e.g. heads=8 (repeatable).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads (default: as many as there are cores).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few samples: only shows that it runs.")] = False,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds; a contender that needs more at a size is left out (default: 120).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the tables, the numbers and the figure.")] = Path("runs"),
+) -> None:
+    """Measure speed and peak memory of METHOD and its rivals, side by side in one run on this machine."""
+    from headgate.catalog import find_method
+    from headgate.claims.environment import available_cores
+    from headgate.report.bench import check_folder, check_has_bench, run_bench
+
+    found = find_method(method)
+    check_has_bench(found)
+    changes = [("lengths", lengths), ("backends", backends)]
+    chosen = [(name, text) for name, text in changes if text is not None]
+    for text in change or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise HeadgateError(f"--set must have the form NAME=VALUE, got {text!r}")
+        chosen.append((name.strip(), value))
+    cores = available_cores()
+    threads = cores if threads is None else threads
+    if threads < 1 or threads > cores:
+        raise HeadgateError(f"threads must lie between 1 and the {cores} cores of this machine, got {threads}")
+    if budget is not None and not budget > 0:
+        raise HeadgateError(f"budget must be above 0 seconds, got {budget:g}")
+    check_folder(out)
+
+    from headgate.report.bench_terminal import BenchProgress, print_bench
+    from headgate.timing import use_threads
+
+    use_threads(threads)
+    console = _console()
+    try:
+        with BenchProgress(console) as progress:
+            report = run_bench(found, changes=chosen, quick=quick, budget=budget, threads=threads, progress=progress)
+    except KeyboardInterrupt:
+        print("headgate: interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print_bench(console, report)
+    for path in report.write(out):
+        console.print(f"written: {path}", style="dim", highlight=False, soft_wrap=True)
+    failed = [gap for task in report.results.tasks.values() for gap in task.missing if gap.what == "failed"]
+    if failed:
+        reasons = dict.fromkeys(gap.reason for gap in failed)
+        raise HeadgateError(f"{len(failed)} measurements failed: {'; '.join(reasons)}")
+
+
 def _hush_pool_thread() -> None:
     """Let the process pool's own thread end without a traceback when a run is interrupted; the run reports it."""
     import threading

@@ -23,7 +23,7 @@ __all__ = ["method_fingerprint", "quick_fingerprint", "shared_fingerprint"]
 
 _ROOT = Path(headgate.__file__).parent
 _PROSE = {"statement", "summary", "source", "label", "history", "needs"}
-_NO_EXPERIMENT = {"contract.py", "official.py"}
+_NO_EXPERIMENT = {"bench.py", "contract.py", "official.py"}
 
 
 def quick_fingerprint(method: Method) -> str:

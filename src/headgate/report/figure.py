@@ -16,10 +16,10 @@ from headgate.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_figure"]
+__all__ = ["PALETTE", "STYLE", "draw_figure"]
 
 # Colours that people with colour-blindness can tell apart (Okabe and Ito), darkened where thin lines need it.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#4C9ED9", "#444444", "#8B5A2B")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#4C9ED9", "#444444", "#8B5A2B")
 _VERDICT_COLOURS = {
     "reproduced": "#1a7f37",
     "explained by a control": "#8250df",
@@ -27,7 +27,7 @@ _VERDICT_COLOURS = {
     "contradicted": "#cf222e",
 }
 _LINES = {"method": "-", "baseline": "--", "ablation": ":", "control": "-."}
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9.5,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -53,7 +53,7 @@ def draw_figure(method: Method, evidence: Evidence, path: Path) -> Path:
     names = _curve_names(evidence)
     across = min(3, len(names)) or 1
     below = -(-len(names) // across)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         arms = len(claim.arms_at(evidence.scale))
         tallest = max(3.0, 0.45 * arms + 1.0, 0.62 * len(evidence.criteria) + 0.9)
         lines = textwrap.wrap(claim.statement, 150)
@@ -96,7 +96,7 @@ def _curve_names(evidence: Evidence) -> list[str]:
 
 
 def _colours(claim: Claim, scale: str) -> dict[str, str]:
-    return {arm.name: _PALETTE[i % len(_PALETTE)] for i, arm in enumerate(claim.arms_at(scale))}
+    return {arm.name: PALETTE[i % len(PALETTE)] for i, arm in enumerate(claim.arms_at(scale))}
 
 
 def _draw_arms(axis: Axes, claim: Claim, evidence: Evidence) -> None:

@@ -95,9 +95,10 @@ class GatedLinearAttentionState:
         check_log_gate_values("log_gate", log_gate)
         wide = self.value.dtype
         scale = key_dim**-0.5 if scale is None else float(scale)
-        self.value.mul_(log_gate.to(wide).exp()[..., None])
-        self.value.addcmul_(k.to(wide)[..., None], v.to(wide)[..., None, :])
-        output = torch.matmul(q.to(wide)[..., None, :], self.value)[..., 0, :]
+        with torch.autocast(v.device.type, enabled=False):
+            self.value.mul_(log_gate.to(wide).exp()[..., None])
+            self.value.addcmul_(k.to(wide)[..., None], v.to(wide)[..., None, :])
+            output = torch.matmul(q.to(wide)[..., None, :], self.value)[..., 0, :]
         return output.mul_(scale).to(v.dtype)
 
     def select(self, rows: Tensor) -> GatedLinearAttentionState:
