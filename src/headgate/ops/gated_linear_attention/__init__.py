@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headgate.ops.autocast import without_autocast
 from headgate.ops.gated_linear_attention import registration
 from headgate.ops.gated_linear_attention.checks import check_log_gate_values, check_sequences, check_state, check_tokens
 from headgate.ops.gated_linear_attention.chunkwise import recurrence_chunkwise
@@ -72,6 +73,16 @@ def _choose(backend: BackendName, q: Tensor) -> BackendName:
     return backend
 
 
+def _common_dtype(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+
+
+def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast they may differ; the widest one loses nothing."""
+    dtype = _common_dtype(q, k, v)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
 def gated_linear_attention(
     q: Float[Tensor, "batch length heads key"],
     k: Float[Tensor, "batch length heads key"],
@@ -125,19 +136,19 @@ def gated_linear_attention(
         check_sequences(cu_seqlens, batch, length)
         sequences = cu_seqlens.shape[0] - 1
     dtype = v.dtype
-    wide = state_dtype(torch.promote_types(q.dtype, dtype))
+    wide = state_dtype(_common_dtype(q, k, v))
     if initial_state is not None:
         check_state(initial_state, sequences, heads, key_dim, v.shape[-1], wide)
     scale = key_dim**-0.5 if scale is None else float(scale)
     name = _choose(backend, q)
     if name in registration.BACKENDS:
-        q, k = q.to(dtype), k.to(dtype)
+        q, k, wide_v = _in_one_dtype(q, k, v)
         output, state = torch.ops.headgate.gated_linear_attention(
-            q, k, v, log_gate, initial_state, cu_seqlens, scale, reverse, name
+            q, k, wide_v, log_gate, initial_state, cu_seqlens, scale, reverse, name
         )
-        return GatedLinearAttentionOutput(output, state if return_state else None)
+        return GatedLinearAttentionOutput(output.to(dtype), state if return_state else None)
     tokens = (q.to(wide), k.to(wide), v.to(wide), log_gate.to(wide).clamp_min(_LOWEST_LOG_GATE))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if name == "chunk":
             output, state = recurrence_chunkwise(
                 *tokens, scale, initial_state, cu_seqlens, reverse, chunk_size=chunk_size, subchunk_size=subchunk_size
@@ -195,9 +206,10 @@ def bidirectional_gated_linear_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     name = _choose(backend, q)
     if name in registration.BACKENDS:
+        q, k, wide_v = _in_one_dtype(q, k, v)
         return torch.ops.headgate.bidirectional_gated_linear_attention(
-            q.to(v.dtype), k.to(v.dtype), v, log_gate_forward, log_gate_backward, cu_seqlens, scale, name
-        )
+            q, k, wide_v, log_gate_forward, log_gate_backward, cu_seqlens, scale, name
+        ).to(v.dtype)
     scans = [
         gated_linear_attention(
             q,

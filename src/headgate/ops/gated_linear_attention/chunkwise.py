@@ -15,19 +15,23 @@ channels, one diagonal of P at a time. No sum of gates is ever subtracted from a
 neighbours alone.
 
 The backward pass keeps the inputs only and computes the states again. Its gate gradient is a closed form (section 4.3),
-which is summed inside each chunk alone, where it cannot cancel over the whole length.
+which is summed inside each chunk alone, where it cannot cancel over the whole length. To ``torch.compile`` and
+``torch.export`` both passes are one operator each: so they compile at once, for every length, and no partitioner keeps
+more for the backward pass than the inputs.
 """
 
 from __future__ import annotations
 
-import contextlib
+import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from headgate.ops.autocast import without_autocast
 from headgate.validate import check_positive
 
 __all__ = ["recurrence_chunkwise", "recurrence_chunkwise_autograd"]
@@ -48,7 +52,8 @@ def recurrence_chunkwise(
 ) -> tuple[Float[Tensor, "batch length heads value"], Float[Tensor, "sequences heads key value"]]:
     """Run the recurrence chunk by chunk, with gradients in closed form; results as of :func:`recurrence_reference`.
 
-    The backward pass needs memory for some multiple of the inputs and for one state per chunk.
+    The backward pass needs memory for some multiple of the inputs and for one state per chunk. It has no derivative
+    itself (asking for one is an error); :func:`recurrence_chunkwise_autograd` has.
 
     Args:
         q: queries ``(batch, length, heads, key)``; all inputs are in the dtype of the computation.
@@ -68,8 +73,10 @@ def recurrence_chunkwise(
     Raises:
         ValueError: ``chunk_size`` or ``subchunk_size`` below one.
     """
-    sizes = _sizes(q, cu_seqlens, chunk_size, subchunk_size)
-    return _Chunkwise.apply(q, k, v, log_gate, initial_state, cu_seqlens, scale, reverse, sizes)
+    check_positive(chunk_size=chunk_size, subchunk_size=subchunk_size)
+    return torch.ops.headgate.gated_linear_attention_chunkwise(
+        q, k, v, log_gate, initial_state, cu_seqlens, scale, reverse, chunk_size, subchunk_size
+    )
 
 
 def recurrence_chunkwise_autograd(
@@ -89,8 +96,117 @@ def recurrence_chunkwise_autograd(
 
     Arguments, results and errors are the same; the backward pass needs many times the memory.
     """
+    check_positive(chunk_size=chunk_size, subchunk_size=subchunk_size)
     sizes = _sizes(q, cu_seqlens, chunk_size, subchunk_size)
     return _forward(q, k, v, log_gate, initial_state, cu_seqlens, scale, reverse, sizes)
+
+
+@torch.library.custom_op("headgate::gated_linear_attention_chunkwise", mutates_args=())
+def _operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_gate: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    reverse: bool,
+    chunk_size: int,
+    subchunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    sizes = _sizes(q, cu_seqlens, chunk_size, subchunk_size)
+    with without_autocast(q.device):
+        return _forward(q, k, v, log_gate, initial_state, cu_seqlens, scale, reverse, sizes)
+
+
+@_operator.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_gate: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    reverse: bool,
+    chunk_size: int,
+    subchunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), v.new_empty(_state_shape(q, v, cu_seqlens))
+
+
+@torch.library.custom_op("headgate::gated_linear_attention_chunkwise_backward", mutates_args=())
+def _operator_backward(
+    do: Tensor | None,
+    dfinal: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_gate: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    reverse: bool,
+    chunk_size: int,
+    subchunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sizes = _sizes(q, cu_seqlens, chunk_size, subchunk_size)
+    do = torch.zeros_like(v) if do is None else do
+    with without_autocast(q.device):
+        return _backward(do, dfinal, q, k, v, log_gate, initial_state, cu_seqlens, scale, reverse, sizes)
+
+
+@_operator_backward.register_fake
+def _(
+    do: Tensor | None,
+    dfinal: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_gate: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    reverse: bool,
+    chunk_size: int,
+    subchunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv, dlog_gate = (x.new_empty(x.shape) for x in (q, k, v, log_gate))
+    return dq, dk, dv, dlog_gate, v.new_empty(_state_shape(q, v, cu_seqlens))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale, ctx.reverse, ctx.chunk_size, ctx.subchunk_size = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, do: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+    *gradients, dstart = _operator_backward(
+        do, dfinal, *ctx.saved_tensors, ctx.scale, ctx.reverse, ctx.chunk_size, ctx.subchunk_size
+    )
+    has_state = ctx.saved_tensors[4] is not None
+    return *gradients, dstart if has_state else None, None, None, None, None, None
+
+
+_operator.register_autograd(_gradients, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.headgate.gated_linear_attention_chunkwise)
+def _flops(q_shape: Any, k_shape: Any, v_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Of the recurrence, as for every backend: decay, write and read of the state."""
+    return 6 * math.prod(q_shape) * v_shape[-1]
+
+
+@register_flop_formula(torch.ops.headgate.gated_linear_attention_chunkwise_backward)
+def _flops_backward(
+    do_shape: Any, dfinal_shape: Any, q_shape: Any, k_shape: Any, v_shape: Any, *args: Any, **kwargs: Any
+) -> int:
+    return 18 * math.prod(q_shape) * v_shape[-1]
+
+
+def _state_shape(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int, int, int]:
+    return (q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1), q.shape[2], q.shape[3], v.shape[3]
 
 
 class _Sizes(NamedTuple):
@@ -102,7 +218,6 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(q: Tensor, cu_seqlens: Tensor | None, chunk_size: int, subchunk_size: int) -> _Sizes:
-    check_positive(chunk_size=chunk_size, subchunk_size=subchunk_size)
     length = q.shape[1]
     tokens = min(subchunk_size, chunk_size)
     if cu_seqlens is None:
@@ -169,7 +284,7 @@ def _join(x: Tensor, length: int, packing: _Packing | None, reverse: bool) -> Te
     if packing is not None:
         return x.index_select(1, packing.slot)
     x = x[:, :length]
-    return x.flip(1) if reverse else x.contiguous()
+    return (x.flip(1) if reverse else x).contiguous()
 
 
 class _Decays(NamedTuple):
@@ -293,7 +408,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     length = q.shape[1]
     packing = _packing(cu_seqlens, q, sizes, reverse)
-    start = _start(initial_state, q, v, cu_seqlens)
+    start = v.new_zeros(_state_shape(q, v, cu_seqlens)) if initial_state is None else initial_state
     q, k, v, log_gate = (_cut(x, sizes, packing, reverse) for x in (scale * q, k, v, log_gate))
     decays = _decays(log_gate)
     q_local, k_local = q * decays.since, k * decays.until
@@ -307,16 +422,9 @@ def _forward(
     return _join(output, length, packing, reverse), final
 
 
-def _start(state: Tensor | None, q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    if state is not None:
-        return state
-    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return v.new_zeros(sequences, q.shape[2], q.shape[3], v.shape[3])
-
-
 def _backward(
     do: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -329,13 +437,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     length = q.shape[1]
     packing = _packing(cu_seqlens, q, sizes, reverse)
-    start = _start(initial_state, q, v, cu_seqlens)
+    none = v.new_zeros(_state_shape(q, v, cu_seqlens))
+    start, dend = none if initial_state is None else initial_state, none if dfinal is None else dfinal
     q, k, v, log_gate, do = (_cut(x, sizes, packing, reverse) for x in (scale * q, k, v, log_gate, do))
     decays = _decays(log_gate)
     q_local, k_local = q * decays.since, k * decays.until
     q_read, k_written = q_local * decays.lead, k_local * decays.trail
     states, _ = _pass_on(_flat(k_written).mT @ _flat(v), decays.chunk, start, packing)
-    dstates, dstart = _pass_on(_flat(q_read).mT @ _flat(do), decays.chunk, dfinal, packing, backwards=True)
+    dstates, dstart = _pass_on(_flat(q_read).mT @ _flat(do), decays.chunk, dend, packing, backwards=True)
 
     # What goes through the states: O = q_read S, S' = ... + k_writtenᵀ V.
     dq_local = (_flat(do) @ states.mT).view_as(q) * decays.lead
@@ -371,35 +480,3 @@ def _backward(
         _join(x, length, packing, reverse) for x in (scale * dq, dk, dv, dlog_gate.view_as(log_gate))
     )
     return dq, dk, dv, dlog_gate, dstart
-
-
-class _Chunkwise(torch.autograd.Function):
-    """The forward pass with the gradients of :func:`_backward`, which is differentiable in its turn."""
-
-    @staticmethod
-    def forward(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        log_gate: Tensor,
-        initial_state: Tensor | None,
-        cu_seqlens: Tensor | None,
-        scale: float,
-        reverse: bool,
-        sizes: _Sizes,
-    ) -> tuple[Tensor, Tensor]:
-        return _forward(q, k, v, log_gate, initial_state, cu_seqlens, scale, reverse, sizes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.scale, ctx.reverse, ctx.sizes = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, do: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        initial_state = ctx.saved_tensors[4]
-        # Autocast may be on where backward() is called, though it was off in the forward pass.
-        kind = do.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
-            *gradients, dstart = _backward(do, dfinal, *ctx.saved_tensors, ctx.scale, ctx.reverse, ctx.sizes)
-        return *gradients, None if initial_state is None else dstart, None, None, None, None

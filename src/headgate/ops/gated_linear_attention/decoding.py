@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headgate.ops.autocast import without_autocast
 from headgate.ops.gated_linear_attention.checks import check_log_gate_values
 from headgate.ops.gated_linear_attention.registration import state_dtype
 from headgate.validate import check_floating, check_positive, check_shape
@@ -37,7 +38,9 @@ class GatedLinearAttentionState:
     def __init__(self, value: Float[Tensor, "batch heads key value"]) -> None:
         check_shape("value", value, (None, None, None, None), "batch, heads, key, value")
         if value.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"value must be float32 or float64, got {value.dtype}: a state in fewer bits loses old tokens")
+            raise TypeError(
+                f"value must be float32 or float64, got {value.dtype}: a state in fewer bits loses old tokens"
+            )
         self.value = value.detach().clone(memory_format=torch.contiguous_format)
 
     @classmethod
@@ -87,7 +90,12 @@ class GatedLinearAttentionState:
             ValueError: a shape does not fit, or a gate above one.
         """
         batch, heads, key_dim, value_dim = self.value.shape
-        for name, tensor, size in (("q", q, key_dim), ("k", k, key_dim), ("v", v, value_dim), ("log_gate", log_gate, key_dim)):
+        for name, tensor, size in (
+            ("q", q, key_dim),
+            ("k", k, key_dim),
+            ("v", v, value_dim),
+            ("log_gate", log_gate, key_dim),
+        ):
             check_shape(name, tensor, (batch, heads, size), "batch, heads, channels")
             check_floating(name, tensor)
             if tensor.dtype == torch.float64 and state_dtype(tensor.dtype) != self.value.dtype:
@@ -95,8 +103,9 @@ class GatedLinearAttentionState:
         check_log_gate_values("log_gate", log_gate)
         wide = self.value.dtype
         scale = key_dim**-0.5 if scale is None else float(scale)
-        with torch.autocast(v.device.type, enabled=False):
-            self.value.mul_(log_gate.to(wide).exp()[..., None])
+        with without_autocast(v.device):
+            # S + (e^g - 1) S: gates just below one, rounded, would all err to the same side for thousands of tokens
+            self.value.addcmul_(self.value, torch.expm1(log_gate.to(wide))[..., None])
             self.value.addcmul_(k.to(wide)[..., None], v.to(wide)[..., None, :])
             output = torch.matmul(q.to(wide)[..., None, :], self.value)[..., 0, :]
         return output.mul_(scale).to(v.dtype)

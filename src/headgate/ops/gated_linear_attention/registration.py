@@ -263,6 +263,16 @@ torch.library.register_autograd(
 )
 
 
+def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+    raise RuntimeError(
+        "gated linear attention has no second derivative here; the backends 'reference' and 'parallel' do"
+    )
+
+
+for _name in ("gated_linear_attention_backward", "bidirectional_gated_linear_attention_backward"):
+    torch.library.register_autograd(f"headgate::{_name}", _no_second_derivative)
+
+
 def _multiply_adds(q_shape: tuple[int, ...], v_shape: tuple[int, ...]) -> int:
     """Of the recurrence: decay, write and read of every entry of the state, for every token and head."""
     batch, length, heads, key_dim = q_shape

@@ -164,7 +164,7 @@ class _Job:
         if is_backward:
             key_blocks, key_block = _blocks(count, self.key_dim, threads, lane_count)
             scratch_bytes = max(scratch_bytes, _scratch_bytes(self.value_dim, key_block, lane_count, size))
-            if self.time_blocks > len(self.sequences):
+            if self.time_blocks:
                 stored = torch.empty(self.time_blocks, self.heads, self.value_dim, self.key_dim, dtype=self.dtype)
         items = count * (value_blocks + key_blocks)
         threads = min(threads, items)
@@ -216,9 +216,14 @@ class _Job:
 @lru_cache(maxsize=64)
 def _even_sequences(batch: int, length: int, time_block: int) -> tuple[np.ndarray, int]:
     """The table of as many sequences as batch rows, and the blocks of time in all of them."""
-    blocks = -(-length // time_block)
+    blocks = _stored_states(length, time_block)
     rows = [(row, 0, length, row * blocks) for row in range(batch)]
     return np.array(rows, dtype=np.int64).reshape(batch, 4), batch * blocks
+
+
+def _stored_states(length: int, time_block: int) -> int:
+    """How many blocks of time there are before the last chunk."""
+    return -(-(max(length - 1, 0) // CHUNK * CHUNK) // time_block)
 
 
 def _packed_sequences(cu_seqlens: Tensor, length: int, time_block: int) -> tuple[np.ndarray, int]:
@@ -229,7 +234,7 @@ def _packed_sequences(cu_seqlens: Tensor, length: int, time_block: int) -> tuple
     rows, blocks = [], 0
     for start, end in pairwise(bounds):
         rows.append((0, start, end - start, blocks))
-        blocks += max(1, -(-(end - start) // time_block))
+        blocks += _stored_states(end - start, time_block)
     return np.array(rows, dtype=np.int64), blocks
 
 
@@ -252,5 +257,5 @@ def _scratch_bytes(height: int, width: int, lane_count: int, size: int) -> int:
     """What the buffers of one worker take, in whole registers."""
     tall, wide = padded_height(height, lane_count), padded_width(width, lane_count)
     longest = max(tall, wide)
-    numbers = tall * wide + CHUNK * (3 * tall + 2 * wide + 2 * longest + CHUNK) + longest
+    numbers = 2 * tall * wide + CHUNK * (3 * tall + 3 * wide + 2 * longest + CHUNK + 1) + longest
     return -(-numbers * size // VECTOR_BYTES) * VECTOR_BYTES

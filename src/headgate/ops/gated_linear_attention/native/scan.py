@@ -53,6 +53,7 @@ from headgate.ops.native.vectors import (
     load_scalar,
     minimum,
     multiply,
+    multiply_add,
     prefetch,
     smallest,
     splat,
@@ -64,6 +65,8 @@ __all__ = [
     "Buffers",
     "Rows",
     "accumulate_gate",
+    "accumulate_gate_from_start",
+    "add_spare",
     "clear_state",
     "compiled",
     "fill_state",
@@ -72,7 +75,9 @@ __all__ = [
     "padded_height",
     "padded_width",
     "scan",
+    "set_aside",
     "store_state",
+    "terms_rows",
 ]
 
 WEAKEST = 1e-11
@@ -111,7 +116,10 @@ class Buffers(NamedTuple):
     product: int  # [CHUNK, max(height, width)]: their products since the chunk began
     total: int  # [max(height, width)]: the product over the whole chunk
     scores: int  # [CHUNK, CHUNK]
+    own: int  # [CHUNK]: the scores' diagonal
     out: int  # [CHUNK, width]
+    spare: int  # [height, width]: another state
+    terms: int  # [CHUNK, width]: terms of the gates' gradient
 
 
 def padded_height(height: int, lane_count: int) -> int:
@@ -145,8 +153,11 @@ def make_buffers(base: int, height: int, width: int, zero: Any) -> Buffers:
     product = gate + CHUNK * longest
     total = product + CHUNK * longest
     scores = total + longest
-    out = scores + CHUNK * CHUNK * size
-    return Buffers(state, x, w, w_columns, y, gate, product, total, scores, out)
+    own = scores + CHUNK * CHUNK * size
+    out = own + CHUNK * size
+    spare = out + CHUNK * wide
+    terms = spare + tall // size * wide
+    return Buffers(state, x, w, w_columns, y, gate, product, total, scores, own, out, spare, terms)
 
 
 # --- the state -------------------------------------------------------------------------------------------------------
@@ -182,6 +193,22 @@ def store_state(buffers: Buffers, height: int, width: int, target: int, row: int
                 store_scalar(target + i * row + j * column, load_scalar(buffers.state + i * pitch + j * size, zero))
 
 
+@compiled
+def set_aside(buffers: Buffers, height: int, width: int, zero: Any) -> None:
+    """Copy the state to the spare one."""
+    tall, wide = _padded_height(height, lanes(zero)), _padded_width(width, lanes(zero)) * item_size(zero)
+    for offset in range(0, tall * wide, VECTOR_BYTES):
+        store(buffers.spare + offset, load(buffers.state + offset, zero))
+
+
+@compiled
+def add_spare(buffers: Buffers, height: int, width: int, zero: Any) -> None:
+    """Add the spare state to the state."""
+    tall, wide = _padded_height(height, lanes(zero)), _padded_width(width, lanes(zero)) * item_size(zero)
+    for offset in range(0, tall * wide, VECTOR_BYTES):
+        store(buffers.state + offset, add(load(buffers.state + offset, zero), load(buffers.spare + offset, zero)))
+
+
 # --- steps of a chunk ------------------------------------------------------------------------------------------------
 
 
@@ -205,23 +232,31 @@ def _read_rows(rows: Rows, first: int, count: int, width: int, target: int, pitc
 
 @compiled
 def _multiply_gates(buffers: Buffers, pitch: int, after: bool, zero: Any) -> Any:
-    """Turn logarithms into gates and multiply them up; the smallest product over the whole chunk."""
-    one = splat(cast(1.0, zero))
-    least = one
+    """Exponentials of the sums of the log gates; the smallest one over the whole chunk.
+
+    Products of rounded gates would drift away over thousands of tokens where all gates are alike.
+    """
+    nothing = splat(zero)
+    least = splat(cast(1.0, zero))
     for column in range(0, pitch, VECTOR_BYTES):
-        product = one
+        sum_, product = nothing, exponential(nothing)
         for row in range(column, column + CHUNK * pitch, pitch):
-            gate = exponential(load(buffers.gate + row, zero))
-            store(buffers.gate + row, gate)
             if after:
                 store(buffers.product + row, product)
-                product = multiply(product, gate)
-            else:
-                product = multiply(product, gate)
+            sum_ = add(sum_, load(buffers.gate + row, zero))
+            product = exponential(sum_)
+            if not after:
                 store(buffers.product + row, product)
         store(buffers.total + column, product)
         least = minimum(product, least)
     return smallest(least)
+
+
+@compiled
+def _open_gates(buffers: Buffers, pitch: int, zero: Any) -> None:
+    """Turn logarithms into gates."""
+    for address in range(buffers.gate, buffers.gate + CHUNK * pitch, VECTOR_BYTES):
+        store(address, exponential(load(address, zero)))
 
 
 @compiled
@@ -250,8 +285,8 @@ def _gate_lanes(buffers: Buffers, pitch: int, zero: Any) -> None:
 
 
 @compiled
-def _score(buffers: Buffers, tall: int, zero: Any) -> None:
-    """P = x·wᵀ, zero above the diagonal."""
+def _score(buffers: Buffers, tall: int, set_apart: bool, zero: Any) -> None:
+    """P = x·wᵀ, zero above the diagonal; the diagonal, each token's own score, is ``set_apart`` on demand."""
     size = item_size(zero)
     pitch, side = CHUNK * size, lanes(zero)
     for token in range(0, CHUNK, side):
@@ -270,8 +305,25 @@ def _score(buffers: Buffers, tall: int, zero: Any) -> None:
             buffers.x, 0, 0, buffers.w_columns, 0, 0, zero,
         )  # fmt: skip
     for row in range(CHUNK):
+        diagonal = buffers.scores + row * pitch + row * size
+        if set_apart:
+            store_scalar(buffers.own + row * size, load_scalar(diagonal, zero))
+            store_scalar(diagonal, zero)
         for column in range(row + 1, CHUNK):
             store_scalar(buffers.scores + row * pitch + column * size, zero)
+
+
+@compiled
+def _add_own(buffers: Buffers, wide: int, count: int, gated: bool, zero: Any) -> None:
+    """Add what every token reads of its own writing to its result; y is still divided by E where ``gated``."""
+    size = item_size(zero)
+    for i in range(count):
+        own = splat(load_scalar(buffers.own + i * size, zero))
+        for offset in range(i * wide, i * wide + wide, VECTOR_BYTES):
+            y = load(buffers.y + offset, zero)
+            if gated:
+                y = multiply(y, load(buffers.product + offset, zero))
+            store(buffers.out + offset, multiply_add(own, y, load(buffers.out + offset, zero)))
 
 
 @compiled
@@ -436,11 +488,11 @@ def scan(
         out: the results.
         x_scale: factor on x.
         w_scale: factor on w.
-        lane_gates: whether the state fades along its columns.
+        lane_gates: whether the state fades along its columns, which makes it a scan for gradients of keys or queries.
         after: whether the state fades after it was read.
         accumulate: whether the results are added to what is in ``out``.
-        factor: multiplied with the results to give ``product``.
-        product: where that goes; nowhere if its address is 0.
+        factor: with ``lane_gates``, multiplied with the results less each token's own share to give ``product``.
+        product: where that goes.
         sign: factor on ``product``.
         add_product: whether ``product`` is added to what is there.
         zero: 0 in the type of the computation.
@@ -455,42 +507,45 @@ def scan(
         _read_rows(w, first, count, height, buffers.w, tall, zero)
         _read_rows(y, first, count, width, buffers.y, wide, zero)
         _read_rows(gate, first, count, gate_width, buffers.gate, gate_pitch, zero)
-        if _multiply_gates(buffers, gate_pitch, after, zero) > WEAKEST:
+        mild = _multiply_gates(buffers, gate_pitch, after, zero) > WEAKEST
+        if lane_gates or not mild:
+            _scale_rows(buffers.x, tall, x_scale, zero)
+            _scale_rows(buffers.w, tall, w_scale, zero)
+        elif mild:
+            _gate_rows(buffers, tall, x_scale, w_scale, zero)
+        if lane_gates or mild:
+            _score(buffers, tall, lane_gates, zero)
+        if mild:
             if lane_gates:
-                _scale_rows(buffers.x, tall, x_scale, zero)
-                _scale_rows(buffers.w, tall, w_scale, zero)
                 _gate_lanes(buffers, wide, zero)
-            else:
-                _gate_rows(buffers, tall, x_scale, w_scale, zero)
-            _score(buffers, tall, zero)
             _multiply_chunk(buffers, tall, wide, count, lane_gates, ahead, zero)
             if lane_gates:
                 for offset in range(0, count * wide, VECTOR_BYTES):
                     gated = multiply(load(buffers.out + offset, zero), load(buffers.product + offset, zero))
                     store(buffers.out + offset, gated)
         else:
-            _scale_rows(buffers.x, tall, x_scale, zero)
-            _scale_rows(buffers.w, tall, w_scale, zero)
+            _open_gates(buffers, gate_pitch, zero)
             _recur_chunk(buffers, tall, wide, count, lane_gates, after, ahead, zero)
-        _write_rows(buffers.out, wide, count, width, out, first, accumulate, zero)
-        if product.address:
+        if lane_gates:
             _multiply_rows(buffers.out, wide, count, width, factor, product, first, sign, add_product, zero)
+            _add_own(buffers, wide, count, mild, zero)
+        _write_rows(buffers.out, wide, count, width, out, first, accumulate, zero)
 
 
 @compiled
-def overlap(buffers: Buffers, height: int, width: int, other: int, row: int, column: int, zero: Any) -> None:
-    """Put Σ_rows S ⊙ other, per column, into ``buffers.total``; zeros if ``other`` is 0."""
+def overlap(
+    buffers: Buffers, height: int, width: int, other: int, row: int, column: int, target: int, zero: Any
+) -> None:
+    """Put Σ_rows S ⊙ other, per column, into ``target``; zeros if ``other`` is 0. ``target`` may be a row of ``other``."""
     size = item_size(zero)
     wide = _padded_width(width, lanes(zero)) * size
-    for offset in range(0, wide, size):
-        store_scalar(buffers.total + offset, zero)
-    if other:
-        for i in range(height):
-            for j in range(width):
-                term = load_scalar(buffers.state + i * wide + j * size, zero) * load_scalar(
-                    other + i * row + j * column, zero
-                )
-                store_scalar(buffers.total + j * size, load_scalar(buffers.total + j * size, zero) + term)
+    for j in range(wide // size):
+        sum_ = zero
+        if other and j < width:
+            for i in range(height):
+                mine = load_scalar(buffers.state + i * wide + j * size, zero)
+                sum_ += mine * load_scalar(other + i * row + j * column, zero)
+        store_scalar(target + j * size, sum_)
 
 
 @compiled
@@ -510,3 +565,30 @@ def accumulate_gate(buffers: Buffers, width: int, tokens: int, terms: Rows, zero
             address = terms.address + token * terms.stride + offset
             last += load_scalar(address, zero)
             store_scalar(address, last)
+
+
+@compiled
+def terms_rows(buffers: Buffers, width: int, zero: Any) -> Rows:
+    """The rows of ``buffers.terms``."""
+    return Rows(buffers.terms, _padded_width(width, lanes(zero)) * item_size(zero))
+
+
+@compiled
+def accumulate_gate_from_start(
+    buffers: Buffers, width: int, tokens: int, terms: Rows, gradient: Rows, zero: Any
+) -> None:
+    """Add to each token's gradient the first row of ``buffers.spare`` and the terms of all tokens before it."""
+    size = item_size(zero)
+    whole = width // lanes(zero) * VECTOR_BYTES
+    for offset in range(0, whole, VECTOR_BYTES):
+        running = load(buffers.spare + offset, zero)
+        for token in range(tokens):
+            address = gradient.address + token * gradient.stride + offset
+            store(address, add(running, load(address, zero)))
+            running = add(running, load(terms.address + token * terms.stride + offset, zero))
+    for offset in range(whole, width * size, size):
+        so_far = load_scalar(buffers.spare + offset, zero)
+        for token in range(tokens):
+            address = gradient.address + token * gradient.stride + offset
+            store_scalar(address, so_far + load_scalar(address, zero))
+            so_far += load_scalar(terms.address + token * terms.stride + offset, zero)

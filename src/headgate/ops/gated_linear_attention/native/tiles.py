@@ -179,10 +179,7 @@ def _recurrence(gate: str, after: bool, doc: str) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             tile = _Tile(builder, zero, TILE_ROWS, TILE_VECTORS, args[0], args[1])
             tile.read()
-            starts, steps = (
-                (args[2], args[4], args[6], args[8], args[10]),
-                (args[3], args[5], args[7], args[9], args[11]),
-            )
+            starts, steps = args[2:12:2], args[3:12:2]
             now = [cgutils.alloca_once_value(builder, start) for start in starts]
             with cgutils.for_range(builder, args[12]):
                 x_at, w_at, y_at, decay_at, out_at = (builder.load(address) for address in now)
@@ -194,14 +191,14 @@ def _recurrence(gate: str, after: bool, doc: str) -> Any:
                     offset = int64(row * tile.size)
                     fade = fade_lanes or [tile.splat_at(builder.add(decay_at, offset))] * TILE_VECTORS
                     write, look = tile.splat_at(builder.add(w_at, offset)), tile.splat_at(builder.add(x_at, offset))
-                    for vector in range(TILE_VECTORS):
-                        value = builder.load(tile.registers[row][vector])
+                    for vector, register in enumerate(tile.registers[row]):
+                        value = builder.load(register)
                         value = value if after else builder.fmul(value, fade[vector])
+                        unwritten = value
                         value = emit_multiply_add(builder, write, written[vector], value)
-                        read[vector] = emit_multiply_add(builder, look, value, read[vector])
-                        builder.store(
-                            builder.fmul(value, fade[vector]) if after else value, tile.registers[row][vector]
-                        )
+                        seen = unwritten if gate == "lanes" else value
+                        read[vector] = emit_multiply_add(builder, look, seen, read[vector])
+                        builder.store(builder.fmul(value, fade[vector]) if after else value, register)
                 for vector in range(TILE_VECTORS):
                     emit_store(builder, read[vector], builder.add(out_at, int64(vector * VECTOR_BYTES)), tile.size)
             tile.write()
@@ -214,9 +211,9 @@ def _recurrence(gate: str, after: bool, doc: str) -> Any:
 
 
 recur_rows = _recurrence("rows", False, "Token by token: S = diag(decay)·S + w⊗y, out += x·S.")
-recur_lanes = _recurrence("lanes", False, "Token by token: S = S·diag(decay) + w⊗y, out += x·S.")
 recur_rows_after = _recurrence("rows", True, "Token by token: S += w⊗y, out += x·S, S = diag(decay)·S.")
-recur_lanes_after = _recurrence("lanes", True, "Token by token: S += w⊗y, out += x·S, S = S·diag(decay).")
+recur_lanes = _recurrence("lanes", False, "Token by token: S = S·diag(decay), out += x·S, S += w⊗y.")
+recur_lanes_after = _recurrence("lanes", True, "Token by token: out += x·S, S = (S + w⊗y)·diag(decay).")
 
 
 @intrinsic

@@ -13,13 +13,19 @@ from numba import njit
 from headgate.ops.gated_linear_attention.native.scan import (
     Rows,
     accumulate_gate,
+    accumulate_gate_from_start,
+    add_spare,
+    clear_state,
     compiled,
     fill_state,
     make_buffers,
     overlap,
     scan,
+    set_aside,
     store_state,
+    terms_rows,
 )
+from headgate.ops.gated_linear_attention.native.tiles import CHUNK
 from headgate.ops.native.vectors import cast, fetch_add, item_size, load_int, load_scalar
 
 __all__ = ["ENTRIES", "FIRST_TENSOR", "TENSORS", "work"]
@@ -127,24 +133,33 @@ def _value_scans(
 def _key_gradients(job: int, sequence: int, head: int, block: int, base: int, scale: Any, zero: Any) -> None:
     r"""dk against the time, dq along it, and the gradient of the gates from both.
 
-    With S and dS after token t, :math:`dg_t = \sum_{i=t}^{n} (q_i dq_i - k_i dk_i) + \sum_v S_n \odot dS_n` for any
-    later token n (arXiv 2312.06635, section 4.2). The first scan stores dS at the end of every block of time, where the
-    second one meets it with S, so that no sum runs further than one block and rounding does not pile up.
+    A gate acts on every pair of a write before it and a read from it on. With dq and dk less the token's own pair,
+    :math:`dg_t = \sum_{i=t}^{n} (q_i dq_i - k_i dk_i) + \sum_v S_n \odot dS_n` for any later token n, where S and dS are
+    the state after it and its gradient (arXiv 2312.06635, section 4.2). The first scan stores dS at the end of every
+    block of time, where the second one meets it with S, so that no sum runs further than one block and rounding does
+    not pile up. What the gradient of the final state adds to dk in the last chunk is kept apart, and is summed from
+    the start: taken from the whole it would leave rounding noise where all gates are closed.
     """
     size, height, columns = item_size(zero), load_int(job + _VALUE), load_int(job + _KEY)
     first = block * load_int(job + _KEY_BLOCK)
     width, offset = min(load_int(job + _KEY_BLOCK), columns - first), first * size
     table = load_int(job + _SEQUENCES) + 32 * sequence
     length, blocks_before = load_int(table + 16), load_int(table + 24)
+    if length == 0:
+        return
     time_block = load_int(job + _TIME_BLOCK)
-    blocks = (length + time_block - 1) // time_block
+    body = (length - 1) // CHUNK * CHUNK
+    rest = length - body
+    blocks = (body + time_block - 1) // time_block
     stored_step = load_int(job + _HEADS) * height * columns * size
     stored = load_int(job + _STATES) + blocks_before * stored_step + head * height * columns * size + offset
     buffers = make_buffers(base, height, width, zero)
     one, no, yes = cast(1.0, zero), job == 0, job != 0
+    nothing = one - one
     row, column = size, height * size  # of the transposed states
     dstate = _state(job + _DSTATE, sequence, head, first * column)
     initial = _state(job + _INITIAL, sequence, head, first * column)
+    final_terms = _part(terms_rows(buffers, width, zero), 0, rest, yes)
     for direction in range(load_int(job + _DIRECTIONS)):
         backwards, again = load_int(job + _REVERSE) != direction, direction > 0
         q = _rows(job, job + _Q, sequence, head, offset, backwards)
@@ -156,35 +171,54 @@ def _key_gradients(job: int, sequence: int, head: int, block: int, base: int, sc
         dk = _rows(job, job + _DK, sequence, head, offset, backwards)
         dgate = _rows(job, job + _DGATE + 32 * direction, sequence, head, offset, backwards)
 
-        fill_state(buffers, height, width, dstate, row, column, zero)
-        for part in range(blocks - 1, -1, -1):
-            start = part * time_block
-            count = min(time_block, length - start)
-            if part < blocks - 1:
-                store_state(buffers, height, width, stored + part * stored_step, columns * size, size, zero)
+        if dstate:
+            fill_state(buffers, height, width, dstate, row, column, zero)
+            scan(
+                buffers, height, width, rest,
+                _part(v, body, rest, yes), _part(do, body, rest, yes), _part(q, body, rest, yes),
+                _part(gate, body, rest, yes), _part(dk, body, rest, yes),
+                one, nothing, yes, yes, again, _part(k, body, rest, yes), final_terms, one, no, zero,
+            )  # fmt: skip
+            set_aside(buffers, height, width, zero)
+        clear_state(buffers, height, width, zero)
+        for part in range(blocks, -1, -1):
+            start = body if part == blocks else part * time_block
+            count = rest if part == blocks else min(time_block, body - start)
             scan(
                 buffers, height, width, count,
                 _part(v, start, count, yes), _part(do, start, count, yes), _part(q, start, count, yes),
                 _part(gate, start, count, yes), _part(dk, start, count, yes),
-                one, scale, yes, yes, again, _part(k, start, count, yes), _part(dgate, start, count, yes), -one, no, zero,
+                one, scale, yes, yes, again or (part == blocks and dstate != 0),
+                _part(k, start, count, yes), _part(dgate, start, count, yes), -one, no, zero,
             )  # fmt: skip
+            if part == blocks and dstate:
+                add_spare(buffers, height, width, zero)
+            if part > 0:
+                store_state(buffers, height, width, stored + (part - 1) * stored_step, columns * size, size, zero)
 
         fill_state(buffers, height, width, initial, row, column, zero)
-        for part in range(blocks):
-            start = part * time_block
-            count = min(time_block, length - start)
+        for part in range(blocks + 1):
+            start = body if part == blocks else part * time_block
+            count = rest if part == blocks else min(time_block, body - start)
             terms = _part(dgate, start, count, no)
+            adds_final = part == blocks and dstate != 0
+            if adds_final:
+                wide = terms_rows(buffers, width, zero).stride
+                overlap(buffers, height, width, buffers.spare, wide, size, buffers.spare, zero)
             scan(
                 buffers, height, width, count,
                 _part(do, start, count, no), _part(v, start, count, no), _part(k, start, count, no),
                 _part(gate, start, count, no), _part(dq, start, count, no),
                 scale, one, yes, no, again, _part(q, start, count, no), terms, one, yes, zero,
             )  # fmt: skip
-            if part < blocks - 1:
-                overlap(buffers, height, width, stored + part * stored_step, columns * size, size, zero)
+            if part < blocks:
+                later = stored + part * stored_step
+                overlap(buffers, height, width, later, columns * size, size, buffers.total, zero)
             else:
-                overlap(buffers, height, width, dstate, row, column, zero)
+                overlap(buffers, height, width, 0, 0, 0, buffers.total, zero)
             accumulate_gate(buffers, width, count, terms, zero)
+            if adds_final:
+                accumulate_gate_from_start(buffers, width, count, _part(final_terms, 0, rest, yes), terms, zero)
 
 
 def _work(job: int, zero: Any) -> None:
