@@ -16,7 +16,19 @@ __version__ = "0.1.0"
 
 _attached, _submodule_names, _floor_names = lazy_loader.attach(
     __name__,
-    submodules=["catalog", "claims", "data", "evaluate", "methods", "nn", "ops", "report", "testing", "timing", "train"],
+    submodules=[
+        "catalog",
+        "claims",
+        "data",
+        "evaluate",
+        "methods",
+        "nn",
+        "ops",
+        "report",
+        "testing",
+        "timing",
+        "train",
+    ],
     submod_attrs={"presets": ["create_model", "list_models"], "measurement": ["Curve", "Measurement"]},
 )
 

@@ -1,0 +1,1 @@
+"""Vision models: backbones and layers for images and feature maps."""
