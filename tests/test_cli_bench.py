@@ -91,7 +91,7 @@ def lab(tmp_path):
     return tmp_path
 
 
-def refused(result, *words):
+def check_refused(result, *words):
     """One clear line on standard error, no traceback, a status that is not zero."""
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -119,13 +119,13 @@ def refused(result, *words):
 )
 def test_bad_input_is_one_clear_line(lab, arguments, words):
     (lab / "occupied").write_text("a file where a folder should be")
-    refused(toy.headgate(lab, "bench", *arguments), *words)
+    check_refused(toy.headgate(lab, "bench", *arguments), *words)
 
 
 def test_a_room_whose_benchmark_lacks_a_part_is_named(lab):
     room = lab / "toy_lab" / "methods" / "toys" / "toy_gate"
     (room / "bench.py").write_text(BENCH.replace("QUICK =", "HASTY ="))
-    refused(toy.headgate(lab, "bench", "toy-gate"), "bench.py must define 'QUICK'")
+    check_refused(toy.headgate(lab, "bench", "toy-gate"), "bench.py must define 'QUICK'")
 
 
 def test_a_run_shows_tables_and_leaves_numbers_page_and_figure(lab):

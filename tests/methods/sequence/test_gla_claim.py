@@ -237,7 +237,9 @@ def test_arms_and_scales_are_those_of_the_card() -> None:
 def test_unknown_arms_and_scales_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"arm must be one of vector, scalar, fixed, .* at scale 'smoke', got 'mamba'"):
         measure("mamba", 0, "smoke")
-    with pytest.raises(ValueError, match="arm must be one of vector_16, scalar_16, fixed, none at scale 'text'"):
+    with pytest.raises(
+        ValueError, match="arm must be one of vector_16, scalar_16, fixed, fixed_fast, none at scale 'text'"
+    ):
         measure("bias_only", 0, "text")
     with pytest.raises(ValueError, match="scale must be one of smoke, laptop, text, paper, got 'huge'"):
         measure("vector", 0, "huge")

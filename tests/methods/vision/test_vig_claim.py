@@ -174,20 +174,20 @@ def test_weights_start_as_those_of_vig_but_for_the_centre_tap() -> None:
     assert network.trunk.positions.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def randomised(arm: str, has_positions: bool = False) -> MarkerNet:
+def randomised(arm: str, position_std: float = 0.0) -> MarkerNet:
     """A network with large random weights, so that nothing is hidden by small numbers."""
     torch.manual_seed(0)
-    network = MarkerNet(arm, dataclasses.replace(TINY, depth=2, has_positions=has_positions), (4, 5)).double()
+    network = MarkerNet(arm, dataclasses.replace(TINY, depth=2, position_std=position_std), (4, 5)).double()
     for name, parameter in network.named_parameters():
         if "norm" not in name:
             nn.init.normal_(parameter, std=0.5)
     return network.eval()
 
 
-def mirrored(arm: str, has_positions: bool = False) -> float:
+def mirrored(arm: str, position_std: float = 0.0) -> float:
     """How far the answers for a grid turned upside down are from the turned answers."""
     symbols = torch.randint(17, (3, 4, 5), generator=torch.Generator().manual_seed(1))
-    network = randomised(arm, has_positions)
+    network = randomised(arm, position_std)
     with torch.no_grad():
         plain, turned = network(symbols), network(symbols.flip(1, 2))
     return max(float((a.flip(1, 2) - b).abs().max()) for a, b in zip(plain, turned, strict=True))
@@ -197,7 +197,7 @@ def test_only_a_shared_gate_without_windows_and_positions_is_blind_to_direction(
     assert mirrored("symmetric") < 1e-9
     for arm in ("vig", "shared_gate", "forward_only", "no_2d"):
         assert mirrored(arm) > 1e-3, arm
-    assert mirrored("symmetric", has_positions=True) > 1e-3
+    assert mirrored("symmetric", position_std=0.02) > 1e-3
 
 
 def test_a_network_of_attention_without_positions_knows_no_places() -> None:

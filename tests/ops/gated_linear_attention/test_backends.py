@@ -26,7 +26,7 @@ from tests.ops.gated_linear_attention.cases import (
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def check(backend: str, **arguments: Any) -> None:
+def check_backend(backend: str, **arguments: Any) -> None:
     assert_same(results(make_case(**arguments), backend), expected(**arguments))
 
 
@@ -60,14 +60,14 @@ def test_the_reference_is_the_recurrence_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_backend_equals_the_reference(backend: str, length: int, gates: str, reverse: bool) -> None:
-    check(backend, length=length, gates=gates, reverse=reverse)
+    check_backend(backend, length=length, gates=gates, reverse=reverse)
 
 
 @each_backend
 @pytest.mark.parametrize("gates", ["mild", "strong", "some_-1e4"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_backend_equals_the_reference_over_a_thousand_tokens(backend: str, gates: str, reverse: bool) -> None:
-    check(backend, length=1000, batch=1, heads=1, gates=gates, reverse=reverse)
+    check_backend(backend, length=1000, batch=1, heads=1, gates=gates, reverse=reverse)
 
 
 @each_backend
@@ -78,7 +78,7 @@ def test_a_backend_equals_the_reference_over_a_thousand_tokens(backend: str, gat
 def test_a_backend_equals_the_reference_for_every_size_of_key_and_value(
     backend: str, key: int, value: int, length: int, gates: str
 ) -> None:
-    check(backend, length=length, key=key, value=value, gates=gates)
+    check_backend(backend, length=length, key=key, value=value, gates=gates)
 
 
 @each_backend
@@ -87,19 +87,19 @@ def test_a_backend_equals_the_reference_for_every_size_of_key_and_value(
 def test_a_backend_equals_the_reference_for_every_batch_the_empty_one_included(
     backend: str, batch: int, heads: int
 ) -> None:
-    check(backend, length=19, batch=batch, heads=heads)
+    check_backend(backend, length=19, batch=batch, heads=heads)
 
 
 @each_backend
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_backend_starts_from_zeros_without_an_initial_state(backend: str, reverse: bool) -> None:
-    check(backend, length=37, initial_state=False, reverse=reverse)
+    check_backend(backend, length=37, initial_state=False, reverse=reverse)
 
 
 @each_backend
 @pytest.mark.parametrize("scale", [1.0, -0.3, 0.0])
 def test_a_backend_takes_a_scale(backend: str, scale: float) -> None:
-    check(backend, length=21, scale=scale)
+    check_backend(backend, length=21, scale=scale)
 
 
 @each_backend
@@ -110,7 +110,7 @@ def test_the_default_scale_is_one_over_the_root_of_the_key_dim(backend: str) -> 
 @each_backend
 @pytest.mark.parametrize("initial_state", [False, True])
 def test_a_backend_differentiates_a_loss_of_the_output_alone(backend: str, initial_state: bool) -> None:
-    check(backend, length=35, state_weight=False, initial_state=initial_state)
+    check_backend(backend, length=35, state_weight=False, initial_state=initial_state)
 
 
 @each_backend

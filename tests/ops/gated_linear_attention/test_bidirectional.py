@@ -45,7 +45,7 @@ def both_ways(inputs: Sequence[Tensor], backend: str, **options: Any) -> dict[st
     return {"output": output.detach()} | {f"gradient of {n}": g for n, g in zip(NAMES, gradients, strict=True)}
 
 
-def check(backend: str, inputs: Sequence[Tensor], **options: Any) -> None:
+def check_backend(backend: str, inputs: Sequence[Tensor], **options: Any) -> None:
     exact = both_ways([x.double() for x in inputs], "two scans", **options)
     assert_same(both_ways(inputs, backend, **options), exact)
 
@@ -54,7 +54,7 @@ def check(backend: str, inputs: Sequence[Tensor], **options: Any) -> None:
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("length", [1, 2, 16, 17, 33, 65])
 def test_a_backend_equals_the_mean_of_both_scans(backend: str, length: int, gates: str) -> None:
-    check(backend, make_inputs(length, gates))
+    check_backend(backend, make_inputs(length, gates))
 
 
 @each_backend
@@ -62,24 +62,24 @@ def test_a_backend_equals_the_mean_of_both_scans(backend: str, length: int, gate
 def test_a_backend_equals_the_mean_of_both_scans_for_every_size(
     backend: str, key: int, value: int, length: int
 ) -> None:
-    check(backend, make_inputs(length, "strong", key=key, value=value))
+    check_backend(backend, make_inputs(length, "strong", key=key, value=value))
 
 
 @pytest.mark.parametrize("backend", ["chunk", "native"])
 def test_a_backend_equals_the_mean_of_both_scans_over_a_thousand_tokens(backend: str) -> None:
-    check(backend, make_inputs(1000, "some_-1e4", batch=1))
+    check_backend(backend, make_inputs(1000, "some_-1e4", batch=1))
 
 
 @each_backend
 @pytest.mark.parametrize("batch", [0, 1])
 def test_the_batch_may_be_one_or_empty(backend: str, batch: int) -> None:
-    check(backend, make_inputs(18, batch=batch))
+    check_backend(backend, make_inputs(18, batch=batch))
 
 
 @each_backend
 @pytest.mark.parametrize("bounds", [(0, 0, 5, 38), (0, 17, 17, 38, 38), (0, 38)])
 def test_packed_sequences_do_not_see_each_other(backend: str, bounds: tuple[int, ...]) -> None:
-    check(backend, make_inputs(38, "strong", batch=1), cu_seqlens=torch.tensor(bounds))
+    check_backend(backend, make_inputs(38, "strong", batch=1), cu_seqlens=torch.tensor(bounds))
 
 
 @each_backend
@@ -88,7 +88,7 @@ def test_the_scale_is_one_over_the_root_of_the_key_dim_or_as_given(backend: str)
     output = bidirectional_gated_linear_attention(*inputs, backend=backend)
     given = bidirectional_gated_linear_attention(*inputs, scale=-2.0, backend=backend)
     assert_close("scaled", given, -6 * output, 1e-6)
-    check(backend, inputs, scale=-2.0)
+    check_backend(backend, inputs, scale=-2.0)
 
 
 @each_backend
@@ -136,6 +136,6 @@ def test_inputs_may_be_strided_in_any_way(backend: str) -> None:
     q, k, v, forward, backward = make_inputs(30)
     joined = torch.cat([forward, q, k, v, backward], dim=-1)
     views = joined.split([5, 5, 5, 7, 5], dim=-1)
-    check(backend, [views[1], views[2], views[3], views[0], views[4]])
-    check(backend, [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, forward, backward)])
-    check(backend, [q, q, v, forward, forward])
+    check_backend(backend, [views[1], views[2], views[3], views[0], views[4]])
+    check_backend(backend, [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, forward, backward)])
+    check_backend(backend, [q, q, v, forward, forward])

@@ -23,7 +23,7 @@ BOUNDS: dict[str, tuple[int, ...]] = {
 }
 
 
-def check(backend: str, **arguments: Any) -> None:
+def check_backend(backend: str, **arguments: Any) -> None:
     assert_same(results(make_case(**arguments), backend), expected(**arguments))
 
 
@@ -35,7 +35,7 @@ def test_a_backend_equals_the_reference_on_packed_sequences(
     backend: str, name: str, initial_state: bool, reverse: bool
 ) -> None:
     bounds = BOUNDS[name]
-    check(backend, length=bounds[-1], batch=1, bounds=bounds, initial_state=initial_state, reverse=reverse)
+    check_backend(backend, length=bounds[-1], batch=1, bounds=bounds, initial_state=initial_state, reverse=reverse)
 
 
 @each_backend
@@ -45,13 +45,13 @@ def test_a_backend_equals_the_reference_on_packed_sequences_with_every_kind_of_g
     backend: str, gates: str, reverse: bool
 ) -> None:
     bounds = BOUNDS["empty_ones"]
-    check(backend, length=bounds[-1], batch=1, bounds=bounds, gates=gates, reverse=reverse)
+    check_backend(backend, length=bounds[-1], batch=1, bounds=bounds, gates=gates, reverse=reverse)
 
 
 @pytest.mark.parametrize("backend", ["chunk", "native"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_backend_equals_the_reference_on_long_packed_sequences(backend: str, reverse: bool) -> None:
-    check(backend, length=900, batch=1, heads=1, bounds=(0, 300, 301, 301, 900), reverse=reverse)
+    check_backend(backend, length=900, batch=1, heads=1, bounds=(0, 300, 301, 301, 900), reverse=reverse)
 
 
 @each_backend

@@ -133,7 +133,7 @@ def backend() -> ModuleType:
     return triton_backend
 
 
-def check(**arguments: Any) -> None:
+def check_backend(**arguments: Any) -> None:
     assert_same(results(make_case(**arguments), "triton"), expected(**arguments), FORWARD, GRADIENT)
 
 
@@ -151,14 +151,14 @@ def test_fresh_memory_is_nan_in_these_tests() -> None:
 )
 @interpreted
 def test_values_state_and_gradients_are_those_of_the_reference(length: int, reverse: bool) -> None:
-    check(length=length, batch=1, heads=2 if length < 60 else 1, gates="strong", reverse=reverse)
+    check_backend(length=length, batch=1, heads=2 if length < 60 else 1, gates="strong", reverse=reverse)
 
 
 @pytest.mark.parametrize("gates", GATES)
 @interpreted
 def test_gates_of_every_kind_leave_results_accurate(gates: str) -> None:
-    check(length=40, key=3, value=4, batch=1, heads=1, gates=gates)
-    check(length=18, key=3, value=4, batch=1, heads=1, gates=gates, reverse=True)
+    check_backend(length=40, key=3, value=4, batch=1, heads=1, gates=gates)
+    check_backend(length=18, key=3, value=4, batch=1, heads=1, gates=gates, reverse=True)
 
 
 @interpreted
@@ -173,7 +173,7 @@ def test_gates_that_let_nothing_pass_get_no_gradient_at_all() -> None:
 @pytest.mark.parametrize(("key", "value", "length"), [(1, 1, 18), (33, 20, 18), (20, 40, 66), (130, 70, 18)])
 @interpreted
 def test_key_and_value_may_have_any_size(key: int, value: int, length: int) -> None:
-    check(length=length, key=key, value=value, batch=1, heads=1)
+    check_backend(length=length, key=key, value=value, batch=1, heads=1)
 
 
 @interpreted
@@ -194,28 +194,28 @@ def test_float64_in_the_interpreter_is_exact_to_rounding(reverse: bool) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @interpreted
 def test_packed_sequences_do_not_see_each_other_and_may_be_empty(reverse: bool) -> None:
-    check(length=90, batch=1, heads=1, bounds=PACKED, gates="strong", reverse=reverse)
+    check_backend(length=90, batch=1, heads=1, bounds=PACKED, gates="strong", reverse=reverse)
 
 
 @interpreted
 def test_packed_sequences_start_from_zeros_without_an_initial_state() -> None:
-    check(length=9, batch=1, bounds=(0, 0, 2, 9), initial_state=False)
+    check_backend(length=9, batch=1, bounds=(0, 0, 2, 9), initial_state=False)
 
 
 @interpreted
 def test_rows_of_a_batch_are_separate_and_start_from_zeros() -> None:
-    check(length=18, batch=3, heads=1, initial_state=False)
+    check_backend(length=18, batch=3, heads=1, initial_state=False)
 
 
 @interpreted
 def test_the_batch_may_be_empty() -> None:
-    check(length=18, batch=0)
+    check_backend(length=18, batch=0)
     assert {x.shape[0] for x in both_ways(make_inputs(18, batch=0), "triton").values()} == {0}
 
 
 @interpreted
 def test_a_loss_may_use_the_output_alone_or_the_state_alone() -> None:
-    check(length=18, batch=1, heads=1, state_weight=False)
+    check_backend(length=18, batch=1, heads=1, state_weight=False)
     found = []
     for case, name in (
         (make_case(18, batch=1, heads=1), "triton"),

@@ -152,7 +152,7 @@ SCALES: dict[str, MarkerScale | ImageScale | CostScale | PaperScale] = {
     "no_positions": MarkerScale(
         steps=500,
         num_test=1000,
-        sizes=replace(_SMALL, has_positions=False),
+        sizes=replace(_SMALL, position_std=0.0),
         training=Training(batch_size=16),
         rates={"vig": 1e-2, "shared_gate": 1e-2, "no_2d": 1e-2, "symmetric": 1e-2},
     ),
@@ -160,8 +160,9 @@ SCALES: dict[str, MarkerScale | ImageScale | CostScale | PaperScale] = {
         data=digit_images,
         patch_size=1,
         epochs=30,
-        sizes=_SMALL,
-        training=Training(batch_size=64),
+        # A pixel says so little that positions of ViG's 0.02 drown in it: with them the ViT read 43%, with these 90%.
+        sizes=replace(_SMALL, position_std=1.0),
+        training=Training(batch_size=32),
         rates={"vig": 1e-2, "shared_gate": 1e-2, "forward_only": 1e-2, "no_2d": 1e-2, "vit": 3e-3},
     ),
     "cifar10": ImageScale(

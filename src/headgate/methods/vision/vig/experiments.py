@@ -82,7 +82,7 @@ class Sizes:
         mlp_dim: inner size of SwiGLU in the blocks of ViG.
         vit_mlp_dim: inner size of the MLP in the blocks of the arm ``vit``, so that both have as many parameters.
         num_heads: heads of every mixer.
-        has_positions: whether there are learned positions.
+        position_std: deviation of the learned positions at the start; 0 for no positions.
     """
 
     dim: int
@@ -90,7 +90,7 @@ class Sizes:
     mlp_dim: int
     vit_mlp_dim: int
     num_heads: int = 3
-    has_positions: bool = True
+    position_std: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ class _Trunk(nn.Module):
 
     def __init__(self, arm: str, sizes: Sizes, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.positions = nn.Parameter(torch.empty(1, sizes.dim, *grid)) if sizes.has_positions else None
+        self.positions = nn.Parameter(torch.empty(1, sizes.dim, *grid)) if sizes.position_std else None
         if self.positions is not None:
-            nn.init.trunc_normal_(self.positions, std=0.02)
+            nn.init.trunc_normal_(self.positions, std=sizes.position_std)
         self.blocks = nn.ModuleList(_block(arm, sizes) for _ in range(sizes.depth))
         self.norm: nn.Module = nn.LayerNorm(sizes.dim, eps=1e-6) if arm == "vit" else nn.RMSNorm(sizes.dim, eps=1e-6)
         _start(self.blocks)
