@@ -380,9 +380,9 @@ def _measure_language(arm: str, seed: int, settings: LanguageSettings) -> Measur
             "perplexity": 2 ** float(short.bits.mean()),
         },
         curves={
-            "bits by context": _binned(position, long.bits.flatten(), top, "tokens seen", "bits per token"),
+            "bits by context": _binned(position, long.bits.flatten(), top, "tokens seen", "bits per byte or token"),
             "gates": _gate_quantiles(net, tokens.test, settings),
-            "training loss": _course([loss / math.log(2) for loss in losses], "bits per token"),
+            "training loss": _course([loss / math.log(2) for loss in losses], "bits per byte or token"),
         },
         notes={
             "learning rate": settings.learning_rates[arm],
