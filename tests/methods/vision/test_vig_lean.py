@@ -1,4 +1,4 @@
-"""Inference on large pictures in little memory: the same values, and nobody's tensors are written over."""
+"""Inference with compiled blocks in place: the same values, and nobody's tensors are written over."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from headgate.methods.vision.vig import ViG, ViGH
+from headgate.methods.vision.vig import ViG, ViGH, native
 from headgate.methods.vision.vig.lean import advance_in_place, may_overwrite
+from headgate.methods.vision.vig.native import find_weights
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in {"_LARGE": 8, "_NARROW_BLOCK": 16, "_WIDE_BLOCK": 5}.items():
-        monkeypatch.setattr(f"headgate.methods.vision.vig.lean.{name}", size)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+def groups_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headgate.methods.vision.vig.lean._LARGE", 8)
 
 
 def spread(model: nn.Module) -> nn.Module:
@@ -28,7 +28,7 @@ def spread(model: nn.Module) -> nn.Module:
 
 
 def plain(**options: Any) -> ViG:
-    return spread(ViG(**{"dim": 24, "depth": 2, "img_size": 64, "num_classes": 5, "mlp_dim": 31, **options}))
+    return spread(ViG(**{"dim": 96, "depth": 2, "img_size": 64, "num_classes": 5, "mlp_dim": 48, **options}))
 
 
 def images(*shape: int) -> Tensor:
@@ -36,36 +36,73 @@ def images(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "compiled"),
     [
-        {},
-        {"conv_act": "silu", "out_act": "silu"},
-        {"direction_gates": False, "clamp_min": -0.03},
-        {"bidirectional": False},
-        {"locality": False, "out_act": "silu"},
-        {"rotary": "2d", "official_eval_halving": True},
-        {"num_heads": 1},
-        {"num_heads": 4, "expand_k": 1.0},
+        ({}, True),
+        ({"conv_act": "silu", "out_act": "silu"}, True),
+        ({"direction_gates": False, "clamp_min": -0.03}, True),
+        ({"bidirectional": False}, True),
+        ({"rotary": "2d", "official_eval_halving": True}, True),
+        ({"num_heads": 1}, True),
+        ({"num_heads": 6, "expand_k": 1.0}, True),
+        ({"locality": False, "out_act": "silu"}, False),
+        ({"dim": 24}, False),
+        ({"mlp_dim": 31}, False),
     ],
     ids=str,
 )
-def test_every_kind_of_block_gives_what_the_modules_give(options: dict[str, Any]) -> None:
-    model, x = plain(**options), images(2, 3, 80, 96)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_every_kind_of_block_gives_what_the_modules_give(
+    options: dict[str, Any], compiled: bool, dtype: torch.dtype
+) -> None:
+    model, x = plain(**options).to(dtype), images(2, 3, 80, 96).to(dtype)
     expected = model(x)
+    assert (find_weights(model.blocks[0]) is not None) == compiled
     with torch.no_grad():
         assert may_overwrite(model, model._embed(x))
-        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(model(x), expected, rtol=1e-9 if dtype == torch.float64 else 2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 40), (3, 5), (16, 1), (33, 7), (40, 9)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_grid_and_any_number_of_threads_gives_the_same(rows: int, columns: int, threads: int) -> None:
+    block, before = plain(conv_act="silu").blocks[0], torch.get_num_threads()
+    features = images(3, 96, rows, columns)
+    expected = block(features)
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(advance_in_place(block, features), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_many_tokens_at_once_give_what_few_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, features = plain().blocks[0], images(1, 96, 40, 40)
+    with torch.no_grad():
+        expected = advance_in_place(block, features.clone(memory_format=torch.channels_last))
+        monkeypatch.setattr(native, "_REGISTERS", 2)
+        monkeypatch.setattr(native, "_ROWS", 3)
+        torch.testing.assert_close(advance_in_place(block, features), expected)
+
+
+def test_weights_of_another_kind_are_left_to_the_modules() -> None:
+    block = plain().blocks[0]
+    assert find_weights(block) is not None
+    block.mlp.output.weight = nn.Parameter(block.mlp.output.weight.t().contiguous().t())
+    assert find_weights(block) is None
 
 
 def test_hierarchical_models_give_what_the_modules_give() -> None:
-    model, x = spread(ViGH(8, (1, 2, 1), (1, 2, 2), num_classes=5)), images(2, 3, 83, 90)
+    model, x = spread(ViGH(32, (1, 2, 1), (1, 2, 2), num_classes=5)), images(2, 3, 83, 90)
     expected = model(x)
+    assert all(find_weights(block) is not None for stage in model.stages for block in stage.blocks)
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected)
 
 
 def test_a_map_in_another_memory_order_is_left_alone() -> None:
-    block, features = plain().blocks[0], images(1, 24, 4, 5)
+    block, features = plain().blocks[0], images(1, 96, 4, 5)
     before = features.clone()
     with torch.no_grad():
         torch.testing.assert_close(advance_in_place(block, features), block(features))
@@ -103,12 +140,13 @@ def test_what_a_hook_saw_stays_as_it_was(where: str) -> None:
     torch.testing.assert_close(seen[1], seen[0])
 
 
-def test_only_large_pictures_in_evaluation_without_gradients_are_overwritten() -> None:
-    model, large, small = plain(), images(1, 24, 3, 4), images(1, 24, 2, 3)
+def test_only_in_evaluation_without_gradients_maps_are_overwritten() -> None:
+    model, large = plain(), images(1, 96, 3, 4)
     assert not may_overwrite(model, large)
     with torch.no_grad():
         assert may_overwrite(model, large)
-        assert not may_overwrite(model, small)
+        with FlopCounterMode(display=False):
+            assert not may_overwrite(model, large)
         assert not may_overwrite(model, large.bfloat16())
         assert not may_overwrite(model.train(), large)
         with torch.autocast("cpu", torch.bfloat16):

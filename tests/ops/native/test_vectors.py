@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from headgate.ops.gated_linear_attention.native.tiles import CHUNK, transpose_square
+from headgate.ops.native.tiles import CHUNK, transpose_square
 from headgate.ops.native.vectors import VECTOR_BYTES, exponential, fetch_add, lanes, load, smallest, store, total
 
 

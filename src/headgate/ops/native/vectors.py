@@ -37,6 +37,7 @@ __all__ = [
     "prefetch",
     "smallest",
     "splat",
+    "square_root",
     "store",
     "store_scalar",
     "subtract",
@@ -276,6 +277,16 @@ def multiply_add(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return emit_multiply_add(builder, *args)
 
     return a(a, b, c), codegen
+
+
+@intrinsic
+def square_root(typingctx: Any, vector: Any) -> Any:
+    """The square root of every lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return emit_call(builder, "sqrt", args[0])
+
+    return vector(vector), codegen
 
 
 @intrinsic

@@ -13,19 +13,17 @@ from typing import Any
 
 from numba import cfunc, float32, float64, njit, types
 
+from headgate.ops.native.functions import log_gate, log_gate_terms, sigmoid
 from headgate.ops.native.threads import Worker, sources_digest
 from headgate.ops.native.vectors import (
     VECTOR_BYTES,
     add,
     cast,
-    divide,
-    exponential,
     fetch_add,
     item_size,
     load,
     load_int,
     load_scalar,
-    minimum,
     multiply,
     multiply_add,
     splat,
@@ -34,7 +32,7 @@ from headgate.ops.native.vectors import (
     total,
 )
 
-__all__ = ["BLOCK", "DEPTHWISE", "LOG_GATE", "MIX", "RMS_NORM", "SWIGLU", "worker"]
+__all__ = ["BLOCK", "DEPTHWISE", "LOG_GATE", "MIX", "RMS_NORM", "SWIGLU", "convolve_row", "worker"]
 
 RMS_NORM, SWIGLU, LOG_GATE, MIX, DEPTHWISE = range(5)
 """Kinds of job."""
@@ -73,12 +71,6 @@ def _compile_double(sources: str) -> Any:
 
 
 @_compiled
-def _sigmoid(x: Any, zero: Any) -> Any:
-    one = splat(cast(1.0, zero))
-    return divide(one, add(one, exponential(subtract(splat(zero), x))))
-
-
-@_compiled
 def _inverse_rms(x: int, width: int, eps: float, zero: Any) -> Any:
     """1 / sqrt(mean(x²) + ε), in all lanes."""
     size = item_size(zero)
@@ -103,26 +95,13 @@ def _norm_token(x: int, weight: int, out: int, width: int, eps: float, zero: Any
 def _swiglu_token(x: int, out: int, length: int, zero: Any) -> None:
     for offset in range(0, length, VECTOR_BYTES):
         gate = load(x + offset, zero)
-        store(out + offset, multiply(multiply(gate, _sigmoid(gate, zero)), load(x + length + offset, zero)))
+        store(out + offset, multiply(multiply(gate, sigmoid(gate, zero)), load(x + length + offset, zero)))
 
 
 @_compiled
 def _log_gate_token(x: int, out: int, length: int, factor: Any, lowest: Any, terms: int, zero: Any) -> None:
-    r"""log σ(x) = min(x, 0) - log(1 + e) with e = exp(-\|x\|), and log(1 + e) = 2·artanh(e / (2 + e)) by its series."""
-    two, nothing = splat(cast(2.0, zero)), splat(zero)
-    scale, bound = splat(factor), splat(lowest)
     for offset in range(0, length, VECTOR_BYTES):
-        value = load(x + offset, zero)
-        negative = minimum(value, nothing)
-        small = exponential(subtract(add(negative, negative), value))  # min(x, -x)
-        z = divide(small, add(two, small))
-        square = multiply(z, z)
-        series = splat(cast(1 / (2 * terms + 1), zero))
-        for term in range(terms - 1, -1, -1):
-            series = multiply_add(series, square, splat(cast(1 / (2 * term + 1), zero)))
-        result = multiply(subtract(negative, multiply(multiply(two, z), series)), scale)
-        # the larger one of result and bound
-        store(out + offset, subtract(nothing, minimum(subtract(nothing, result), subtract(nothing, bound))))
+        store(out + offset, log_gate(load(x + offset, zero), factor, lowest, terms, zero))
 
 
 @_compiled
@@ -145,15 +124,15 @@ def _mix_token(
         near_scale = _inverse_rms(near + start, head_dim, eps, zero)
         for offset in range(0, length, VECTOR_BYTES):
             at = start + offset
-            gate = _sigmoid(load(logits + at, zero), zero)
+            gate = sigmoid(load(logits + at, zero), zero)
             a = multiply(multiply(load(far + at, zero), far_scale), load(far_weight + offset, zero))
             b = multiply(multiply(load(near + at, zero), near_scale), load(near_weight + offset, zero))
             mixed = multiply_add(gate, subtract(a, b), b)
-            store(out + at, multiply(mixed, _sigmoid(mixed, zero)) if silu else mixed)
+            store(out + at, multiply(mixed, sigmoid(mixed, zero)) if silu else mixed)
 
 
 @_compiled
-def _convolve_row(
+def convolve_row(
     x: int, taps: int, out: int, row: int, rows: int, columns: int, length: int, silu: bool, zero: Any
 ) -> None:
     """One row of one picture; ``x`` is the picture, ``taps`` nine rows of ``length`` bytes."""
@@ -173,7 +152,7 @@ def _convolve_row(
                         result = multiply_add(load(base + 2 * length, zero), load(tap + 2 * length, zero), result)
             store(
                 out + row * pitch + column * length + offset,
-                multiply(result, _sigmoid(result, zero)) if silu else result,
+                multiply(result, sigmoid(result, zero)) if silu else result,
             )
 
 
@@ -191,12 +170,12 @@ def _work(job: int, zero: Any) -> None:
     number, other = load_scalar(job + _X1, 0.0), load_scalar(job + _X2, 0.0)
     silu = load_int(job + _ACTIVATION) != 0
     length = width * size
-    terms = 8 if size == 4 else 17
+    terms = log_gate_terms(zero)
     item = fetch_add(job + _NEXT, 1)
     while item < items:
         if kind == DEPTHWISE:
             picture = item // tokens * tokens * b * length
-            _convolve_row(a + picture, first_weight, out + picture, item % tokens, tokens, b, length, silu, zero)
+            convolve_row(a + picture, first_weight, out + picture, item % tokens, tokens, b, length, silu, zero)
         else:
             for token in range(item * BLOCK, min(tokens, item * BLOCK + BLOCK)):
                 at = token * length

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from headgate.ops.gated_linear_attention.native.compiled import worker
 from headgate.ops.gated_linear_attention.native.scan import padded_height, padded_width
-from headgate.ops.gated_linear_attention.native.tiles import CHUNK
 from headgate.ops.gated_linear_attention.native.work import ENTRIES, TENSORS
 from headgate.ops.gated_linear_attention.registration import state_dtype
 from headgate.ops.native.memory import ask_for_huge_pages
+from headgate.ops.native.tiles import CHUNK
 from headgate.ops.native.vectors import TILE_VECTORS, VECTOR_BYTES
 
 __all__ = ["backward", "bidirectional", "bidirectional_backward", "forward"]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from numba import njit
 
-from headgate.ops.gated_linear_attention.native.tiles import (
+from headgate.ops.native.tiles import (
     CHUNK,
     multiply_scores,
     multiply_tile,

@@ -25,7 +25,7 @@ from headgate.ops.gated_linear_attention.native.scan import (
     store_state,
     terms_rows,
 )
-from headgate.ops.gated_linear_attention.native.tiles import CHUNK
+from headgate.ops.native.tiles import CHUNK
 from headgate.ops.native.vectors import cast, fetch_add, item_size, load_int, load_scalar
 
 __all__ = ["ENTRIES", "FIRST_TENSOR", "TENSORS", "work"]

@@ -30,6 +30,7 @@ from headgate.ops.native.vectors import (
 
 __all__ = [
     "CHUNK",
+    "multiply_lane",
     "multiply_scores",
     "multiply_tile",
     "recur_lanes",
@@ -130,6 +131,7 @@ def _product(columns: Callable[[types.Float], int], doc: str) -> Any:
 
 
 multiply_tile = _product(lambda dtype: TILE_VECTORS, "C = A·B + A2·B2 on one tile.")
+multiply_lane = _product(lambda dtype: 1, "C = A·B + A2·B2 on ``TILE_ROWS`` rows of one register.")
 multiply_scores = _product(
     lambda dtype: CHUNK // vector_type(dtype).count, "C = A·B + A2·B2 on ``TILE_ROWS`` rows of ``CHUNK`` columns."
 )
