@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headgate.nn.attention import MultiHeadAttention, SlidingWindowAttention
 from headgate.nn.drop_path import DropPath
-from headgate.nn.feed_forward import FeedForward, GatedFeedForward
+from headgate.nn.feed_forward import FeedForward, GatedFeedForward, swiglu_size
 from headgate.nn.language_model import MixerLM, MixerLMOutput
 from headgate.nn.low_rank_log_gate import LowRankLogGate
 from headgate.nn.patch_embedding import ConvPatchEmbedding, LayerNorm2d, resize_positions
@@ -41,4 +41,5 @@ __all__ = [
     "deit_small",
     "deit_tiny",
     "resize_positions",
+    "swiglu_size",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headgate.validate import check_floating, check_positive, check_shape
 
-__all__ = ["FeedForward", "GatedFeedForward"]
+__all__ = ["FeedForward", "GatedFeedForward", "swiglu_size"]
 
 
 class FeedForward(nn.Module):
@@ -74,6 +74,20 @@ class GatedFeedForward(nn.Module):
         """
         _check(x, self.dim, self.value)
         return self.output(self.value(x) * self.activation(self.gate(x)))
+
+
+def swiglu_size(dim: int, ratio: float = 4, multiple: int = 256) -> int:
+    """The usual width of a SwiGLU: two thirds of ``ratio * dim``, rounded up to a whole ``multiple``.
+
+    Its three matrices then cost what the two of a network of width ``ratio * dim`` cost (Shazeer, arXiv 2002.05202).
+
+    Args:
+        dim: channels of the model.
+        ratio: width of the network of equal cost, over ``dim``.
+        multiple: what the width is rounded up to.
+    """
+    check_positive(dim=dim, ratio=ratio, multiple=multiple)
+    return multiple * -(-int(dim * ratio * 2 / 3) // multiple)
 
 
 def _check(x: Tensor, dim: int, first: nn.Linear) -> None:

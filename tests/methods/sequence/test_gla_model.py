@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headgate import GLABlock, GLACache, GLAModel
-from headgate.methods.sequence.gla.feed_forward import SwiGLU, swiglu_size
+from headgate.methods.sequence.gla.feed_forward import SwiGLU
+from headgate.nn import swiglu_size
 
 
 def build(seed: int = 0, **options: Any) -> GLAModel:

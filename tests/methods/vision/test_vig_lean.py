@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from headgate.methods.vision.vig import ViG, ViGH, native
-from headgate.methods.vision.vig.lean import advance_in_place, may_overwrite
+from headgate.methods.vision.vig.lean import advance, may_overwrite
 from headgate.methods.vision.vig.native import find_weights
 
 
@@ -72,7 +72,7 @@ def test_any_grid_and_any_number_of_threads_gives_the_same(rows: int, columns: i
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():
-            torch.testing.assert_close(advance_in_place(block, features), expected)
+            torch.testing.assert_close(advance(block, features, in_place=True), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -80,10 +80,10 @@ def test_any_grid_and_any_number_of_threads_gives_the_same(rows: int, columns: i
 def test_many_tokens_at_once_give_what_few_give(monkeypatch: pytest.MonkeyPatch) -> None:
     block, features = plain().blocks[0], images(1, 96, 40, 40)
     with torch.no_grad():
-        expected = advance_in_place(block, features.clone(memory_format=torch.channels_last))
+        expected = advance(block, features.clone(memory_format=torch.channels_last), in_place=True)
         monkeypatch.setattr(native, "_REGISTERS", 2)
         monkeypatch.setattr(native, "_ROWS", 3)
-        torch.testing.assert_close(advance_in_place(block, features), expected)
+        torch.testing.assert_close(advance(block, features, in_place=True), expected)
 
 
 def test_weights_of_another_kind_are_left_to_the_modules() -> None:
@@ -105,7 +105,15 @@ def test_a_map_in_another_memory_order_is_left_alone() -> None:
     block, features = plain().blocks[0], images(1, 96, 4, 5)
     before = features.clone()
     with torch.no_grad():
-        torch.testing.assert_close(advance_in_place(block, features), block(features))
+        torch.testing.assert_close(advance(block, features, in_place=True), block.by_modules(features))
+    assert torch.equal(features, before)
+
+
+def test_a_block_by_itself_leaves_its_map_alone() -> None:
+    block, features = plain().blocks[0], images(1, 96, 4, 5).contiguous(memory_format=torch.channels_last)
+    before = features.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(block(features), block.by_modules(features))
     assert torch.equal(features, before)
 
 

@@ -15,7 +15,8 @@ import headgate
 from headgate.errors import DataError
 from headgate.methods.vision.vig import RECIPES, BidirectionalGLA, Recipe, ViG, ViGH, count_multiply_adds
 from headgate.methods.vision.vig.backbone import Backbone
-from headgate.methods.vision.vig.feed_forward import SwiGLU, swiglu_dim
+from headgate.methods.vision.vig.feed_forward import SwiGLU
+from headgate.nn import swiglu_size
 from headgate.nn.patch_embedding import resize_positions
 
 PRESETS = ("vig_tiny", "vig_small", "vig_base", "vig_h_tiny", "vig_h_small", "vig_h_base")
@@ -101,7 +102,7 @@ def test_the_tiny_preset_is_no_small_one_of_other_width() -> None:
     [(192, 256, 512), (384, 256, 1024), (768, 256, 2048), (96, 32, 256), (128, 32, 352), (1024, 32, 2752)],
 )
 def test_inner_sizes_are_those_of_the_tables(dim: int, multiple: int, size: int) -> None:
-    assert swiglu_dim(dim, multiple) == size
+    assert swiglu_size(dim, multiple=multiple) == size
 
 
 def test_drop_path_rises_linearly_from_zero_in_the_first_block() -> None:

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headgate.nn import swiglu_size
 from headgate.validate import check_floating, check_positive, check_shape
 
-__all__ = ["SwiGLU", "swiglu_size"]
+__all__ = ["SwiGLU"]
 
 
 class SwiGLU(nn.Module):
@@ -16,7 +17,7 @@ class SwiGLU(nn.Module):
 
     Args:
         dim: channels in and out.
-        hidden_dim: channels between; default :func:`swiglu_size` of ``dim``.
+        hidden_dim: channels between; default :func:`headgate.nn.swiglu_size` of ``dim``.
     """
 
     def __init__(self, dim: int, hidden_dim: int | None = None) -> None:
@@ -38,15 +39,3 @@ class SwiGLU(nn.Module):
         check_shape("x", x, (None, None, self.dim), "batch, length, dim")
         check_floating("x", x, like=self.gate_proj.weight.dtype)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-def swiglu_size(dim: int, ratio: float = 4, multiple: int = 256) -> int:
-    """The published width: two thirds of ``ratio * dim``, rounded up to a multiple: ``256 · ceil(⌊8 dim / 3⌋ / 256)``.
-
-    Args:
-        dim: channels of the model.
-        ratio: width of a network of equal cost with two matrices, over ``dim``.
-        multiple: what the width is rounded up to.
-    """
-    check_positive(dim=dim, ratio=ratio, multiple=multiple)
-    return multiple * -(-int(dim * ratio * 2 / 3) // multiple)

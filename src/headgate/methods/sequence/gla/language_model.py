@@ -19,11 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from headgate.errors import MissingExtraError
 from headgate.methods.sequence.gla.cache import GLACache
-from headgate.methods.sequence.gla.feed_forward import swiglu_size
 from headgate.methods.sequence.gla.initialization import initialize
 from headgate.methods.sequence.gla.layer import Variant
 from headgate.methods.sequence.gla.model import GLAModel
 from headgate.methods.sequence.gla.official import KEY_PATTERNS, convert_model_state_dict, infer_config
+from headgate.nn import swiglu_size
 from headgate.validate import check_integer, check_shape
 
 try:

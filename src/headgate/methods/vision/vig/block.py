@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from headgate.methods.vision.vig.feed_forward import SwiGLU
 from headgate.methods.vision.vig.layer import BidirectionalGLA
-from headgate.methods.vision.vig.lean import advance_in_place
+from headgate.methods.vision.vig.lean import advance, may_overwrite
 from headgate.nn import DropPath
 
 __all__ = ["ViGBlock", "drop_path_rates", "to_map", "to_tokens"]
@@ -37,10 +37,16 @@ class ViGBlock(nn.Module):
 
     def advance(self, features: Float[Tensor, "batch dim rows columns"], *, in_place: bool) -> Tensor:
         """:meth:`forward`; ``in_place`` allows it to write the result over ``features``, to save memory."""
-        return advance_in_place(self, features) if in_place else self(features)
+        return advance(self, features, in_place=True) if in_place else self(features)
 
     def forward(self, features: Float[Tensor, "batch dim rows columns"]) -> Float[Tensor, "batch dim rows columns"]:
         """One block on a map ``(batch, dim, rows, columns)``; the result lies in channels-last order."""
+        if may_overwrite(self, features):
+            return advance(self, features, in_place=False)
+        return self.by_modules(features)
+
+    def by_modules(self, features: Float[Tensor, "batch dim rows columns"]) -> Float[Tensor, "batch dim rows columns"]:
+        """:meth:`forward` part by part, which gradients, compilers and hooks see through."""
         grid = (features.shape[2], features.shape[3])
         x = to_tokens(features)
         x = x + self.drop_path(self.mixer(self.mixer_norm(x), grid))

@@ -154,7 +154,8 @@ SCALES: dict[str, MarkerScale | ImageScale | CostScale | PaperScale] = {
         num_test=1000,
         sizes=replace(_SMALL, position_std=0.0),
         training=Training(batch_size=16),
-        rates={"vig": 1e-2, "shared_gate": 1e-2, "no_2d": 1e-2, "symmetric": 1e-2},
+        # The best on the two directional targets, which are what this scale asks about (without the 2-D part "above" is lost).
+        rates={"vig": 3e-2, "shared_gate": 1e-2, "no_2d": 1e-2, "symmetric": 1e-2},
     ),
     "digits": ImageScale(
         data=digit_images,

@@ -12,12 +12,7 @@ from headgate.methods.vision.vig.tokenwise import map_tokens
 from headgate.ops import swiglu
 from headgate.validate import check_positive
 
-__all__ = ["SwiGLU", "swiglu_dim"]
-
-
-def swiglu_dim(dim: int, multiple: int) -> int:
-    """Two thirds of ``4 * dim``, rounded up to whole ``multiple``: the inner size that costs what a 4d MLP costs."""
-    return -(-(8 * dim // 3) // multiple) * multiple
+__all__ = ["SwiGLU"]
 
 
 class SwiGLU(nn.Module):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from headgate.methods.vision.vig.block import ViGBlock
     from headgate.methods.vision.vig.layer import BidirectionalGLA
 
-__all__ = ["advance_in_place", "may_overwrite"]
+__all__ = ["advance", "may_overwrite"]
 
 _LARGE = 1024
 """Tokens of a batch from which on memory counts more than the calls that save it."""
@@ -29,7 +29,7 @@ _GROUPS = 3
 
 
 def may_overwrite(model: nn.Module, features: Float[Tensor, "batch dim rows columns"]) -> bool:
-    """Whether the maps within ``model`` may be written over.
+    """Whether the parts of ``model`` may be fused, and the maps within it written over.
 
     They may not where somebody else looks at them: autograd, a compiler, a counter of operations, or a hook.
     """
@@ -46,17 +46,23 @@ def may_overwrite(model: nn.Module, features: Float[Tensor, "batch dim rows colu
     return not nn.modules.module._has_any_global_hook() and not _is_hooked(model)
 
 
-def advance_in_place(block: ViGBlock, features: Float[Tensor, "batch dim rows columns"]) -> Tensor:
-    """What ``block(features)`` is in evaluation mode, written over ``features`` where it lies in channels-last order.
+def advance(block: ViGBlock, features: Float[Tensor, "batch dim rows columns"], *, in_place: bool) -> Tensor:
+    """What ``block`` makes of ``features`` in evaluation mode.
 
-    Blocks that the compiled form does not cover are run as they are, and nothing is written over.
+    Blocks that the compiled form does not cover are run part by part.
+
+    Args:
+        block: the block; :func:`may_overwrite` must hold.
+        features: a map ``(batch, dim, rows, columns)``.
+        in_place: write the result over ``features`` where it lies in channels-last order.
     """
     from headgate.methods.vision.vig import native  # numba is slow to import
 
     weights, mixer = native.find_weights(block), block.mixer
     if weights is None:
-        return block(features)
-    picture = features.permute(0, 2, 3, 1).contiguous()
+        return block.by_modules(features)
+    picture = features.permute(0, 2, 3, 1)
+    picture = picture.contiguous() if in_place else picture.clone(memory_format=torch.contiguous_format)
     local, tokens = native.local_features(weights, picture).flatten(0, 2), picture.flatten(0, 2)
     size = -(-mixer.num_heads // (_GROUPS if len(tokens) >= _LARGE else 1))
     for first in range(0, mixer.num_heads, size):

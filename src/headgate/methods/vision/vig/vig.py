@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from headgate.methods.vision.vig.backbone import SMALLEST_IMAGE, Backbone
 from headgate.methods.vision.vig.block import ViGBlock, drop_path_rates, to_map, to_tokens
-from headgate.methods.vision.vig.feed_forward import SwiGLU, swiglu_dim
+from headgate.methods.vision.vig.feed_forward import SwiGLU
 from headgate.methods.vision.vig.layer import Activation, BidirectionalGLA
 from headgate.methods.vision.vig.positions import RotaryMode
-from headgate.nn import RMSNorm
+from headgate.nn import RMSNorm, swiglu_size
 from headgate.nn.patch_embedding import ConvPatchEmbedding, resize_positions
 from headgate.validate import check_floating, check_positive, check_probability, check_shape
 
@@ -124,7 +124,7 @@ class ViG(Backbone):
                     norm_eps=norm_eps,
                     official_eval_halving=official_eval_halving,
                 ),
-                SwiGLU(dim, swiglu_dim(dim, _MLP_MULTIPLE) if mlp_dim is None else mlp_dim),
+                SwiGLU(dim, swiglu_size(dim, multiple=_MLP_MULTIPLE) if mlp_dim is None else mlp_dim),
                 partial(RMSNorm, eps=norm_eps),
                 rate,
             )

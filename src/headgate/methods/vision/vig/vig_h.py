@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from headgate.methods.vision.vig.backbone import SMALLEST_IMAGE, Backbone
 from headgate.methods.vision.vig.block import ViGBlock, drop_path_rates
-from headgate.methods.vision.vig.feed_forward import SwiGLU, swiglu_dim
+from headgate.methods.vision.vig.feed_forward import SwiGLU
 from headgate.methods.vision.vig.layer import Activation, BidirectionalGLA
 from headgate.methods.vision.vig.positions import RotaryMode
+from headgate.nn import swiglu_size
 from headgate.nn.patch_embedding import ConvPatchEmbedding, LayerNorm2d
 from headgate.validate import check_floating, check_positive, check_probability, check_shape
 
@@ -105,7 +106,7 @@ class ViGH(Backbone):
                         rotary=rotary,
                         norm_eps=norm_eps,
                     ),
-                    SwiGLU(width, swiglu_dim(width, _MLP_MULTIPLE)),
+                    SwiGLU(width, swiglu_size(width, multiple=_MLP_MULTIPLE)),
                     partial(nn.LayerNorm, eps=1e-5),
                     next(rates),
                 )
