@@ -68,7 +68,7 @@ def build(contender, size, *, gate, fail):
     def run(x):
         if contender == fail:
             raise RuntimeError("the toy broke")
-        if fail == "sleep":
+        if fail == "sleep" or (fail == "late" and size > 64):
             print("asleep", flush=True)
             time.sleep(60)
         return gate * x
@@ -169,9 +169,9 @@ def test_backends_choose_the_contenders(lab):
     assert task.contenders == {"two": "Toy two"}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends the signal that Ctrl-C sends")
-def test_an_interrupted_run_says_so_and_leaves_no_file(lab):
-    command = [sys.executable, "-m", "headgate.cli", "bench", "toy-gate", "--set", "fail=sleep", "--threads", "1"]
+def interrupted(lab, fail):
+    """Exit status and error output of a run that gets Ctrl-C while a contender is asleep."""
+    command = [sys.executable, "-m", "headgate.cli", "bench", "toy-gate", "--set", f"fail={fail}", "--threads", "1"]
     with subprocess.Popen(
         command, cwd=lab, env=toy.environment(lab), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
@@ -181,9 +181,23 @@ def test_an_interrupted_run_says_so_and_leaves_no_file(lab):
         time.sleep(0.2)
         run.send_signal(signal.SIGINT)
         _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert errors.strip() == "headgate: interrupted; nothing was written"
+    return run.returncode, errors.strip()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends the signal that Ctrl-C sends")
+def test_a_run_that_is_interrupted_before_anything_was_measured_says_so_and_leaves_no_file(lab):
+    assert interrupted(lab, "sleep") == (130, "headgate: interrupted; nothing was written")
     assert list((lab / "runs").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends the signal that Ctrl-C sends")
+def test_an_interrupted_run_keeps_what_it_had_measured_under_a_name_of_its_own(lab):
+    status, errors = interrupted(lab, "late")
+    assert (status, errors) == (130, "headgate: interrupted; what had been measured by then is in these files")
+    report = BenchReport.read(lab / "runs" / "bench-toy-gate-part.json")
+    assert report.results.interrupted
+    assert {times.size for times in report.results.tasks["toy"].times} == {64}
+    assert "the run was interrupted" in (lab / "runs" / "bench-toy-gate-part.md").read_text()
 
 
 def test_the_help_and_wrong_names_import_no_torch():

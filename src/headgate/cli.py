@@ -226,6 +226,9 @@ def bench_command(
     print_bench(console, report)
     for path in report.write(out):
         console.print(f"written: {path}", style="dim", highlight=False, soft_wrap=True)
+    if report.results.interrupted:
+        print("headgate: interrupted; what had been measured by then is in these files", file=sys.stderr)
+        raise typer.Exit(130)
     failed = [gap for task in report.results.tasks.values() for gap in task.missing if gap.what == "failed"]
     if failed:
         reasons = dict.fromkeys(gap.reason for gap in failed)

@@ -182,6 +182,33 @@ def test_results_survive_the_way_through_json():
     assert (again.tasks["toy"].work[8], again.tasks["toy"].arithmetic[8]) == (16.0, 80.0)
 
 
+def test_what_was_measured_before_an_interruption_is_kept_and_the_rest_is_named(monkeypatch):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    steps = iter(range(100))
+    monkeypatch.setattr(run_module, "_best", lambda *args: interrupt() if next(steps) == 2 else "")
+    results = run_plan(toys.plan(), toys.QUICK, clock=toys.CLOCK)
+    task = results.tasks["toy"]
+    assert results.interrupted
+    assert {(t.contender, t.size) for t in task.times} == {
+        (name, size) for name in ("fast", "slow") for size in (1, 2, 4)
+    }
+    assert {(gap.contender, gap.size, gap.reason) for gap in task.missing} == {
+        (name, 8, "the run was interrupted") for name in ("fast", "slow")
+    }
+    assert Results.from_dict(json.loads(json.dumps(results.to_dict()))) == results
+
+
+def test_an_interruption_before_anything_was_measured_goes_through(monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "compare", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(toys.plan(), toys.QUICK, clock=toys.CLOCK)
+
+
 def test_what_was_not_in_the_run_is_said():
     task = measured()
     assert task.why_missing("fast", 3) == "size 3 is not in this run"

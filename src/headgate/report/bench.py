@@ -63,8 +63,8 @@ class BenchReport:
 
     @property
     def name(self) -> str:
-        """The stem of its files."""
-        return f"bench-{self.slug}"
+        """The stem of its files; those of a run that was broken off never replace those of a whole one."""
+        return f"bench-{self.slug}{'-part' if self.results.interrupted else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -139,11 +139,13 @@ class Results:
         sgemm: FLOP/s of a float32 matrix product in this run: the best of what was measured before, between and after
             the tasks.
         threads: threads that everything ran with.
+        interrupted: whether it was broken off; what had not been measured by then is named as missing.
     """
 
     tasks: dict[str, TaskResults] = field(default_factory=dict)
     sgemm: float = 0.0
     threads: int = 1
+    interrupted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -153,7 +155,7 @@ class Results:
     def from_dict(cls, content: Mapping[str, Any]) -> Results:
         """The results in ``content``, as :meth:`to_dict` made it, possibly after a way through JSON."""
         tasks = {name: TaskResults.from_dict(task) for name, task in content["tasks"].items()}
-        return cls(tasks, content["sgemm"], content["threads"])
+        return cls(tasks, content["sgemm"], content["threads"], content.get("interrupted", False))
 
 
 def _by_size(values: Mapping[Any, Any]) -> dict[int, Any]:

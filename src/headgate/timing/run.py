@@ -66,7 +66,10 @@ def run_plan(
 
     Returns:
         The results. A contender that raises, gives wrong results or is beyond a budget is named there with the reason,
-        and the others go on.
+        and the others go on. After Ctrl-C they are what had been measured by then.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came before anything was measured.
     """
     progress = progress or _Silent()
     results = Results(threads=threads)
@@ -76,22 +79,37 @@ def run_plan(
     def measure_machine() -> None:
         results.sgemm = max(results.sgemm, sgemm_rate(sgemm_size, device=plan.device))
 
-    measure_machine()
-    for task in plan.tasks:
-        found = _empty(task)
-        results.tasks[task.name] = found
-        for sizes in groups[task.name]:
-            place = f"{task.label}, {task.size_label} {', '.join(map(str, sizes))}"
-            progress.working(place)
-            _time(task, sizes, found, effort, clock)
-            progress.done(f"{place}: {_best(found, sizes)}")
-        for size in task.memory_sizes:
-            for contender in task.contenders:
-                place = f"peak memory, {task.label}, {task.size_label} {size}: {contender.label}"
-                progress.working(place)
-                progress.done(f"{place}: {_peak(task, contender, size, found, effort, threads, plan.device)}")
+    try:
         measure_machine()
+        for task in plan.tasks:
+            found = _empty(task)
+            results.tasks[task.name] = found
+            for sizes in groups[task.name]:
+                place = f"{task.label}, {task.size_label} {', '.join(map(str, sizes))}"
+                progress.working(place)
+                _time(task, sizes, found, effort, clock)
+                progress.done(f"{place}: {_best(found, sizes)}")
+            for size in task.memory_sizes:
+                for contender in task.contenders:
+                    place = f"peak memory, {task.label}, {task.size_label} {size}: {contender.label}"
+                    progress.working(place)
+                    progress.done(f"{place}: {_peak(task, contender, size, found, effort, threads, plan.device)}")
+            measure_machine()
+    except KeyboardInterrupt:
+        if not any(found.times for found in results.tasks.values()):
+            raise
+        _name_what_is_missing(plan, results)
     return results
+
+
+def _name_what_is_missing(plan: Plan, results: Results) -> None:
+    results.interrupted = True
+    for task in plan.tasks:
+        found = results.tasks.setdefault(task.name, _empty(task))
+        for size in task.sizes:
+            for contender in task.contenders:
+                if found.timing(contender.name, size) is None and not found.why_missing(contender.name, size):
+                    found.missing.append(Missing(contender.name, size, "left out", "time", "the run was interrupted"))
 
 
 def _groups(task: Task) -> list[tuple[int, ...]]:
