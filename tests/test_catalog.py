@@ -71,6 +71,7 @@ def test_a_card_is_read_field_by_field(tmp_path):
         ("margin = 0.2", 'margin = 0.2\nscales = ["huge"]', "claim.criteria[0].scales", "unknown scale 'huge'"),
         ("seeds = 3", "seeds = 0", "claim.scales.laptop.seeds", "at least 1"),
         ("[claim.scales.smoke]", "[claim.scales.tiny]", "claim.scales.smoke", "is missing"),
+        ('scale = "laptop"', 'scale = "huge"', "claim.findings[0].scale", "must be one of"),
         ("[usage]\n", "[usage]\nlanguage = 'python'\n", "usage.language", "is unknown"),
     ],
 )

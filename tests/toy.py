@@ -86,6 +86,10 @@ summary = "At once."
 [claim.scales.laptop]
 seeds = 3
 summary = "At once, too."
+
+[[claim.findings]]
+scale = "laptop"
+text = "An open gate is all it takes."
 """
 
 CLAIM = '''

@@ -158,6 +158,7 @@ class Claim:
     criteria: tuple[Criterion, ...]
     scales: Mapping[str, Scale]
     history: tuple[Mapping[str, str], ...] = ()
+    findings: tuple[Mapping[str, str], ...] = ()
 
     def scale(self, name: str) -> Scale:
         """The scale called ``name``.
@@ -402,6 +403,7 @@ def _claim(card: _Table) -> Claim:
         criteria=criteria,
         scales=scales,
         history=tuple(_history(entry) for entry in table.tables("history", required=False)),
+        findings=tuple(_finding(entry, tuple(scales)) for entry in table.tables("findings", required=False)),
     )
     table.done()
     return claim
@@ -482,6 +484,12 @@ def _criterion(
 
 def _history(table: _Table) -> dict[str, str]:
     entry = {key: table.text(key) for key in ("date", "change", "reason")}
+    table.done()
+    return entry
+
+
+def _finding(table: _Table, scales: tuple[str, ...]) -> dict[str, str]:
+    entry = {"scale": table.choice("scale", scales), "text": table.text("text")}
     table.done()
     return entry
 

@@ -119,5 +119,6 @@ def test_the_method_page_holds_use_claim_evidence_and_citation(method, evidence,
     for expected in (
         "# A toy gate", "gate = 2", "`headgate.ToyGate`", "| Toy | 91.0 ± 1.0 |", "`score(toy) > score(nothing) + 20.0 %`",
         "![The claim of toy-gate, measured](../../evidence/toy-gate-laptop.png)", "@inproceedings{", "headgate reproduce toy-gate",
+        "An open gate is all it takes.",
     ):  # fmt: skip
         assert expected in page, expected

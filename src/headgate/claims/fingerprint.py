@@ -22,7 +22,7 @@ from headgate.catalog import Method
 __all__ = ["method_fingerprint", "quick_fingerprint", "shared_fingerprint"]
 
 _ROOT = Path(headgate.__file__).parent
-_PROSE = {"statement", "summary", "source", "label", "history", "needs"}
+_PROSE = {"statement", "summary", "source", "label", "history", "findings", "needs"}
 _NO_EXPERIMENT = {"bench.py", "contract.py", "official.py"}
 
 

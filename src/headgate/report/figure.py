@@ -81,8 +81,9 @@ def draw_figure(method: Method, evidence: Evidence, path: Path) -> Path:
                 label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
             }
             rest[0].legend(
-                list(handles.values()), list(handles), loc="outside lower center", ncols=8, fontsize=8, frameon=False
-            )
+                list(handles.values()), list(handles), loc="outside lower center", ncols=8, fontsize=8, frameon=False,
+                title="lines: mean over seeds; shades: their range", title_fontsize=8,
+            )  # fmt: skip
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
@@ -195,7 +196,7 @@ def _draw_curves(axis: Axes, claim: Claim, evidence: Evidence, name: str) -> Non
             axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(first.x_label)
     axis.set_ylabel(first.y_label)
-    axis.set_title(f"{name[:1].upper()}{name[1:]} (mean and range over seeds)")
+    axis.set_title(_wrap(f"{name[:1].upper()}{name[1:]}", 40))
 
 
 def _axis_label(label: str, unit: str) -> str:

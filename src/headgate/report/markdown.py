@@ -114,6 +114,7 @@ def _evidence(method: Method, evidence: Evidence, figures: str) -> list[str]:
         *_pictures(evidence, figures),
         "\n".join(rows),
         "\n".join(verdicts),
+        *(finding["text"] for finding in claim.findings if finding["scale"] == evidence.scale),
         f"{len(evidence.seeds)} seeds, mean ± standard deviation; {evidence.seconds / 60:.1f} minutes of work in "
         f"{evidence.jobs} processes on {hardware.get('processor')} ({hardware.get('cores')} cores), "
         f"torch {evidence.versions.get('torch')}, {evidence.finished}. "
