@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["ask_for_huge_pages"]
 
 _HUGE_PAGE = 2 << 20
-_ALWAYS_FRESH = 32 << 20
+_ALWAYS_FRESH = 4 << 20
 
 
 @cache
