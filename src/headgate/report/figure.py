@@ -101,13 +101,15 @@ def _colours(claim: Claim, scale: str) -> dict[str, str]:
 
 
 def _draw_arms(axis: Axes, claim: Claim, evidence: Evidence) -> None:
-    """The primary metric: a dot per seed, the mean with its 95% interval."""
-    metric = claim.metrics[claim.primary]
+    """The primary metric, or the first one that this scale measures: a dot per seed, the mean with its 95% interval."""
+    measured = {name for record in evidence.cells for name in record.metrics}
+    shown = next((name for name in (claim.primary, *claim.metrics) if name in measured), claim.primary)
+    metric = claim.metrics[shown]
     factor = 100 if metric.unit == "%" else 1
     arms = claim.arms_at(evidence.scale)
     colours = _colours(claim, evidence.scale)
     for row, arm in enumerate(arms):
-        values = [factor * value for value in evidence.values(arm.name, claim.primary)]
+        values = [factor * value for value in evidence.values(arm.name, shown)]
         if not values:
             axis.text(0.02, row, "not measured", va="center", color="#888888", transform=axis.get_yaxis_transform())
             continue
