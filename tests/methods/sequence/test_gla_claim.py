@@ -241,7 +241,7 @@ def test_unknown_arms_and_scales_are_refused_with_the_known_ones() -> None:
         ValueError, match="arm must be one of vector_16, scalar_16, fixed, fixed_fast, none at scale 'text'"
     ):
         measure("bias_only", 0, "text")
-    with pytest.raises(ValueError, match="scale must be one of smoke, laptop, text, paper, got 'huge'"):
+    with pytest.raises(ValueError, match="scale must be one of smoke, laptop, longer, text, paper, got 'huge'"):
         measure("vector", 0, "huge")
 
 

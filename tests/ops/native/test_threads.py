@@ -60,7 +60,7 @@ def test_the_digest_follows_the_sources(tmp_path: Path) -> None:
 def test_large_pages_are_asked_for_inside_large_tensors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(memory, "_advise", lambda: lambda start, length, advice: asked.append((start, length)) or 0)
-    memory.ask_for_huge_pages(torch.empty(1 << 20))
+    memory.ask_for_huge_pages(torch.empty(1 << 19))
     assert asked == []
     large = torch.empty(9 << 20)
     memory.ask_for_huge_pages(large)
