@@ -21,6 +21,7 @@ and the stored tensors that the check never read.
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import json
 import os
@@ -277,7 +278,8 @@ def load_golden(path: Path) -> Golden:
     elif "tensors" in content:
         raise AssertionError(f"{path.name} names tensors but {stored.name} is missing beside it")
     if isinstance(content.get("tensors"), dict):
-        missing = sorted(set(content["tensors"]) - set(tensors))
+        # A name may be a pattern, such as ``nmi_*``.
+        missing = sorted(name for name in content["tensors"] if not fnmatch.filter(tensors, name))
         if missing:
             raise AssertionError(f"{stored.name} lacks tensors that {path.name} names: {', '.join(missing)}")
     return Golden(path, content["case"], dict(content.get("config") or {}), content, StoredTensors(tensors))

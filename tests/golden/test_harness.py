@@ -123,6 +123,12 @@ def test_a_tensor_that_the_json_names_must_be_stored(tmp_path: Path) -> None:
         load_golden(make(tmp_path, VALUES, tensors={"out.z": {"shape": [1]}}))
 
 
+def test_names_may_be_patterns_that_stored_tensors_match(tmp_path: Path) -> None:
+    assert "out.y" in load_golden(make(tmp_path, VALUES, tensors={"out.*": "what came out"})).tensors
+    with pytest.raises(AssertionError, match=r"lacks tensors .*: nmi_\*"):
+        load_golden(make(tmp_path, VALUES, tensors={"nmi_*": "nothing of the kind"}))
+
+
 def test_a_json_that_holds_everything_itself_needs_no_tensors(tmp_path: Path) -> None:
     path = make(tmp_path)
     path.write_text(json.dumps({"case": "tokens", "cases": [1]}))

@@ -19,6 +19,7 @@ from headgate.nn.vision_transformer import (
     deit_small,
     deit_tiny,
 )
+from headgate.nn.window_normalization import WindowStatistics, window_statistics
 
 __all__ = [
     "ConvPatchEmbedding",
@@ -36,10 +37,12 @@ __all__ = [
     "SlidingWindowAttention",
     "TransformerBlock",
     "VisionTransformer",
+    "WindowStatistics",
     "apply_rotary",
     "deit_base",
     "deit_small",
     "deit_tiny",
     "resize_positions",
     "swiglu_size",
+    "window_statistics",
 ]

@@ -10,6 +10,16 @@ from headgate.ops.gated_linear_attention import (
     gated_linear_attention_backends,
 )
 from headgate.ops.long_convolution import long_convolution
+from headgate.ops.segments import (
+    segment_counts,
+    segment_max,
+    segment_mean,
+    segment_pack,
+    segment_ranks,
+    segment_softmax,
+    segment_sum,
+    segment_top_k,
+)
 from headgate.ops.tokenwise import depthwise_conv3x3, log_sigmoid_gate, mix_branches, rms_norm, swiglu
 
 __all__ = [
@@ -23,5 +33,13 @@ __all__ = [
     "long_convolution",
     "mix_branches",
     "rms_norm",
+    "segment_counts",
+    "segment_max",
+    "segment_mean",
+    "segment_pack",
+    "segment_ranks",
+    "segment_softmax",
+    "segment_sum",
+    "segment_top_k",
     "swiglu",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headgate.train.batches import EpochBatches, epoch_batches
 from headgate.train.cache import base_model, cache_folder
+from headgate.train.lion import Lion
 from headgate.train.loop import DivergedError, History, fit
 from headgate.train.optimizers import count_parameters, make_optimizer
 from headgate.train.schedules import one_cycle, warmup_cosine, warmup_linear
@@ -13,6 +14,7 @@ __all__ = [
     "DivergedError",
     "EpochBatches",
     "History",
+    "Lion",
     "base_model",
     "cache_folder",
     "count_parameters",

@@ -358,9 +358,11 @@ def test_both_ways_take_gates_of_two_layouts_and_dtypes() -> None:
 def test_the_operator_answers_its_checks_of_shapes_dtypes_and_gradients() -> None:
     case = make_case(3, batch=1)
     arguments = (case.q, case.k, case.v, case.log_gate, case.initial_state, None, 0.5, True, "triton")
-    torch.library.opcheck(torch.ops.headgate.gated_linear_attention, arguments)
+    results = torch.library.opcheck(torch.ops.headgate.gated_linear_attention, arguments)
+    assert set(results.values()) == {"SUCCESS"}
     arguments = (*make_inputs(3, batch=1), torch.tensor([0, 1, 3]), 0.5, "triton")
-    torch.library.opcheck(torch.ops.headgate.bidirectional_gated_linear_attention, arguments)
+    results = torch.library.opcheck(torch.ops.headgate.bidirectional_gated_linear_attention, arguments)
+    assert set(results.values()) == {"SUCCESS"}
 
 
 KERNELS = {
@@ -405,7 +407,7 @@ def compile_for_gpu(
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
-def compile_all(launch: Callable[[], object]) -> None:
+def check_compiles(launch: Callable[[], object]) -> None:
     """Compile every kernel that ``launch`` launches, in place of running it."""
     import triton
 
@@ -431,7 +433,7 @@ def test_every_kernel_compiles_for_a_gpu_with_float32_inputs_and_states() -> Non
         backend().forward(q, k, v, g, state, None, 0.5, True)
         backend().backward(do, state, q, k, v, g, state, state, None, 0.5, True)
 
-    compile_all(launch)
+    check_compiles(launch)
 
 
 @compiled
@@ -445,7 +447,7 @@ def test_every_kernel_compiles_for_a_gpu_with_bfloat16_inputs_both_ways_and_pack
         backend().bidirectional(q, k, v, gate, gate, bounds, 0.5)
         backend().bidirectional_backward(do, q, k, v, gate, gate, bounds, 0.5)
 
-    compile_all(launch)
+    check_compiles(launch)
 
 
 @compiled
