@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["PALETTE", "STYLE", "draw_figure"]
 
 # Colours that people with colour-blindness can tell apart (Okabe and Ito), darkened where thin lines need it.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#4C9ED9", "#444444", "#8B5A2B")
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#4C9ED9",
+    "#444444", "#8B5A2B", "#6A3D9A", "#8DB600", "#17A2A2", "#A6A6A6",
+)  # fmt: skip
 _VERDICT_COLOURS = {
     "reproduced": "#1a7f37",
     "explained by a control": "#8250df",

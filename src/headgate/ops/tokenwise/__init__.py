@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from headgate.ops.native.memory import ask_for_huge_pages
+from headgate.ops.native.memory import new_result
 from headgate.ops.tokenwise.reference import (
     ACTIVATIONS,
     depthwise_conv3x3_reference,
@@ -245,8 +245,7 @@ def _run(
     b = None if b is None else b.contiguous()
     c = None if c is None else c.contiguous()
     weights = None if weights is None else weights.contiguous()
-    out = torch.empty(*a.shape[:-1], width, dtype=a.dtype)
-    ask_for_huge_pages(out)
+    out = new_result((*a.shape[:-1], width), a.dtype)
     if kind == kernels.DEPTHWISE:
         batch, tokens, columns, _ = a.shape
         items, second = batch * tokens, columns

@@ -19,7 +19,7 @@ from headgate.ops.gated_linear_attention.native.compiled import worker
 from headgate.ops.gated_linear_attention.native.scan import padded_height, padded_width
 from headgate.ops.gated_linear_attention.native.work import ENTRIES, TENSORS
 from headgate.ops.gated_linear_attention.registration import state_dtype
-from headgate.ops.native.memory import ask_for_huge_pages
+from headgate.ops.native.memory import new_result
 from headgate.ops.native.tiles import CHUNK
 from headgate.ops.native.vectors import TILE_VECTORS, VECTOR_BYTES
 
@@ -142,9 +142,7 @@ class _Job:
 
     def new(self, like: Tensor) -> Tensor:
         """An uninitialised tensor for a result."""
-        result = torch.empty(like.shape, dtype=self.dtype)
-        ask_for_huge_pages(result)
-        return result
+        return new_result(like.shape, self.dtype)
 
     def new_state(self) -> Tensor:
         """An uninitialised state."""
