@@ -1,0 +1,1 @@
+"""Graph models: layers, pooling and transforms for graphs given as PyTorch Geometric gives them."""
