@@ -119,6 +119,7 @@ from headgate.evaluate.funnel import (
     rerank,
     spatial_search,
 )
+from headgate.evaluate.generation import PrecisionRecall, frechet_distance, precision_recall, standardize_by
 from headgate.evaluate.geometry import (
     RateReduction,
     alignment,
@@ -128,6 +129,7 @@ from headgate.evaluate.geometry import (
     rate_reduction,
     uniformity,
 )
+from headgate.evaluate.grid_probe import GridCell, collect_grid, grid_probe, probe_grid
 from headgate.evaluate.knn import (
     knn_probe,
 )
@@ -280,6 +282,7 @@ __all__ = [
     "FewShotResult",
     "ForecastErrors",
     "Funnel",
+    "GridCell",
     "HasRateLayers",
     "InfoMEC",
     "Interval",
@@ -296,6 +299,7 @@ __all__ = [
     "OperatingCurve",
     "PairwiseCompatibility",
     "Pool",
+    "PrecisionRecall",
     "ProbeResult",
     "Procrustes",
     "RankReport",
@@ -340,6 +344,7 @@ __all__ = [
     "clustering_accuracy",
     "cmc_at_k",
     "coding_rate",
+    "collect_grid",
     "compatibility_matrix",
     "compatibility_report",
     "conformal_quantile",
@@ -361,8 +366,10 @@ __all__ = [
     "few_shot",
     "forecast_errors",
     "foreground_ari",
+    "frechet_distance",
     "funnel",
     "gauc",
+    "grid_probe",
     "hierarchy_similarity",
     "importance_scores",
     "index_recall",
@@ -394,7 +401,9 @@ __all__ = [
     "pairwise_compatibility",
     "participation_ratio",
     "precision_at_k",
+    "precision_recall",
     "probe_controls",
+    "probe_grid",
     "procrustes",
     "projected_coding_rate",
     "pwcca",
@@ -423,6 +432,7 @@ __all__ = [
     "spectrum",
     "srank",
     "stable_rank",
+    "standardize_by",
     "stitching_matrix",
     "subspace_coding_rate",
     "summarize",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headgate.train.batches import EpochBatches, epoch_batches
 from headgate.train.cache import base_model, cache_folder
+from headgate.train.ema import EMA
 from headgate.train.lion import Lion
 from headgate.train.loop import DivergedError, History, fit
 from headgate.train.optimizers import count_parameters, make_optimizer
@@ -11,6 +12,7 @@ from headgate.train.schedules import one_cycle, warmup_cosine, warmup_linear
 from headgate.train.seeds import random_state, seeded, set_random_state, set_seed
 
 __all__ = [
+    "EMA",
     "DivergedError",
     "EpochBatches",
     "History",
