@@ -1,0 +1,1 @@
+"""Generative models, and what can be read from them or steered in them."""
