@@ -1,0 +1,1 @@
+"""Latent spaces: quantisers, autoencoders, and what makes their coordinates mean something."""
