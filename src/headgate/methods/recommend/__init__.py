@@ -1,0 +1,1 @@
+"""Recommendation: models that rank items for a user from what the user did before."""
