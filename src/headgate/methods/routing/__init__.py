@@ -1,0 +1,1 @@
+"""Routing: what is computed for an input depends on the input."""
