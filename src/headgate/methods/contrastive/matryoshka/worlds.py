@@ -7,6 +7,7 @@ and all that is reported is measured on the test items.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headgate.data import Cifar, load_digits_images, portable_normal, stream_generator
-from headgate.data.folders import data_folder
+from headgate.errors import DataError
 from headgate.train import base_model, epoch_batches
 
 __all__ = ["Items", "Part", "World", "cifar_world", "digits_world", "procedural_world"]
@@ -175,7 +176,7 @@ def cifar_world(seed: int, widths: tuple[int, ...], filters: int, dropout: float
     Raises:
         DataError: no data in ``$HEADGATE_CIFAR10``, nor in ``data/cifar10`` of ``$HEADGATE_SHARED``.
     """
-    folder = data_folder("cifar10")
+    folder = _cifar_folder()
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.parquet")):
         digest.update(path.read_bytes())
@@ -210,6 +211,19 @@ class _FeatureTable(nn.Module):
         for part, count in _CIFAR_COUNTS.items():
             self.register_buffer(f"{part}_features", torch.zeros(count, features, dtype=torch.float16))
             self.register_buffer(f"{part}_labels", torch.zeros(count, dtype=torch.int64))
+
+
+def _cifar_folder() -> Path:
+    own, shared = os.environ.get("HEADGATE_CIFAR10"), os.environ.get("HEADGATE_SHARED")
+    if own is None and shared is None:
+        raise DataError(
+            "CIFAR-10 was not found; set HEADGATE_CIFAR10 to the folder with train.parquet and test.parquet, or "
+            "HEADGATE_SHARED to one with data/cifar10"
+        )
+    folder = Path(own) if own is not None else Path(str(shared)) / "data" / "cifar10"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; expected train.parquet and test.parquet of CIFAR-10 in it")
+    return folder
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headgate.nn import apply_rotary
-from headgate.ops import gated_linear_attention
 from headgate.validate import check_divides, check_floating, check_positive, check_shape
 
 __all__ = ["Retention"]
@@ -62,16 +61,17 @@ class Retention(nn.Module):
         self.output = nn.Linear(value_dim, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        """Mix ``x`` ``(batch, length, dim)`` by gated linear attention with a fixed gate per head, O(length).
+        """Mix ``x`` ``(batch, length, dim)`` in the parallel form, O(length²).
 
         Raises:
             TypeError: wrong dtype.
             ValueError: wrong shape.
         """
         q, k, v = self._project(x, offset=0)
-        log_gate = self._log_gamma(q).view(1, 1, self.num_heads, 1).expand(*x.shape[:2], -1, q.shape[-1])
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        retained = gated_linear_attention(q, k, v, log_gate, scale=1.0).output.transpose(1, 2)
+        steps = torch.arange(x.shape[1], device=x.device)
+        distance = (steps[:, None] - steps).clamp(min=0)
+        decay = torch.exp(distance * self._log_gamma(q)).tril()
+        retained = ((q @ k.transpose(-1, -2)) * decay) @ v
         return self._read(x, retained)
 
     def step(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headgate.methods.vision.vig.hub import HubModel
 from headgate.methods.vision.vig.lean import may_overwrite
 from headgate.nn.patch_embedding import ConvPatchEmbedding
-from headgate.train.hub import HubModel
 
 __all__ = ["SMALLEST_IMAGE", "Backbone"]
 

@@ -8,10 +8,12 @@ without which the local branch is tiny for hundreds of steps.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +30,8 @@ from headgate.data import (
     random_crop_flip,
     stream_generator,
 )
-from headgate.data.folders import data_folder
 from headgate.data.markers import MarkerGrids, marker_distances, marker_grids
+from headgate.errors import DataError
 from headgate.methods.vision.vig.block import ViGBlock, to_map, to_tokens
 from headgate.methods.vision.vig.feed_forward import SwiGLU
 from headgate.methods.vision.vig.layer import BidirectionalGLA
@@ -345,7 +347,7 @@ def cifar_images(seed: int, choosing: bool, count: int) -> ImageData:
     Raises:
         DataError: the data are missing or broken.
     """
-    folder = data_folder("cifar10")
+    folder = _cifar_folder()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes of every cell say how the images are stored
         train = Cifar(folder, "train", cache=cache_folder() / "cifar10")
@@ -417,6 +419,19 @@ def _fit(
         seed=seed,
     )
     return history.losses
+
+
+def _cifar_folder() -> Path:
+    own, shared = os.environ.get("HEADGATE_CIFAR10"), os.environ.get("HEADGATE_SHARED")
+    if own is None and shared is None:
+        raise DataError(
+            "CIFAR-10 was not found; set HEADGATE_CIFAR10 to the folder with train.parquet and test.parquet, or "
+            "HEADGATE_SHARED to one with data/cifar10"
+        )
+    folder = Path(own) if own is not None else Path(str(shared)) / "data" / "cifar10"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; expected train.parquet and test.parquet of CIFAR-10 in it")
+    return folder
 
 
 def _share(hits: Bool[Tensor, ...], asked: Bool[Tensor, ...]) -> float:
