@@ -61,7 +61,7 @@ def test_every_arm_gives_the_cards_metrics_and_the_same_numbers_again(smoke: dic
     curve = smoke["ritual"].curves["weight of the second view"]
     assert curve.y[curve.x.index(3.0)] == pytest.approx(100 * smoke["ritual"].metrics["accuracy"])
     assert curve.y[0] == pytest.approx(100 * smoke["mask_only"].metrics["accuracy"])
-    assert smoke["ritual"].pictures["what the views look like"].shape[2] == 3
+    assert smoke["ritual"].pictures["views"].shape[2] == 3
 
 
 def test_decodings_are_what_their_arms_say() -> None:

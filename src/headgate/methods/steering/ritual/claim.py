@@ -103,9 +103,9 @@ def measure(arm: str, seed: int, scale: str) -> Measurement:
             **_yes_scores(torch.cat(right), torch.cat([questions.answer for questions in test.questions])),
         },
         curves=_over_alpha(arm, logits, test.questions),
-        pictures={"what the views look like": _picture(test.scenes, seed)} if arm == "ritual" else {},
+        pictures={"views": _picture(test.scenes, seed)} if arm == "ritual" else {},
         notes={"views": len(set(decoding.names)), "questions": len(KINDS) * settings.questions},
-        base_seconds=seconds if arm == "base" else 0.0,
+        base_seconds=seconds if arm == "ritual" else 0.0,
     )
 
 

@@ -12,6 +12,7 @@ from headgate.errors import MissingExtraError
 from headgate.methods.steering.ritual.fusion import WEIGHTS
 from headgate.methods.steering.ritual.noise import noise_image
 from headgate.methods.steering.ritual.processor import View, ViewFusionLogitsProcessor
+from headgate.methods.steering.ritual.prompts import image_prompt, prepare_inputs, without_image
 from headgate.methods.steering.ritual.transforms import TRANSFORMS, draw_transform
 
 if TYPE_CHECKING:
@@ -88,13 +89,13 @@ def ritual_generate(
         _function(choice, generator)(picture, generator) for picture, choice in zip(pictures, choices, strict=True)
     ]
 
-    inputs = _prepare(model, processor, pictures, texts)
-    views = [View(_prepare(model, processor, changed, texts), alpha)]
+    inputs = prepare_inputs(model, processor, pictures, texts)
+    views = [View(prepare_inputs(model, processor, changed, texts), alpha)]
     if "vcd" in combine:
         pixels = noise_image(inputs["pixel_values"], noise_step, generator)
         views.append(View({**inputs, "pixel_values": pixels}, WEIGHTS["vcd"]))
     if "m3id" in combine:
-        views.append(View(_prepare(model, processor, None, _without_image(processor, texts)), WEIGHTS["m3id"]))
+        views.append(View(prepare_inputs(model, processor, None, without_image(processor, texts)), WEIGHTS["m3id"]))
     return generate_with_views(model, inputs, views, beta, normalize=normalize, **generate_arguments)
 
 
@@ -188,8 +189,9 @@ def choose_transform(
     """
     chosen = tuple(TRANSFORMS if names is None else names)
     changes = "\n".join(f"{number}. {name.replace('_', ' ')}" for number, name in enumerate(chosen, start=1))
-    prompt = (wrap or _chat(processor))(_INSTRUCTION.format(question=question, changes=changes))
-    inputs = _prepare(model, processor, [image], [prompt])
+    instruction = _INSTRUCTION.format(question=question, changes=changes)
+    prompt = image_prompt(processor, instruction) if wrap is None else wrap(instruction)
+    inputs = prepare_inputs(model, processor, [image], [prompt])
     ids = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)  # type: ignore[operator]
     answer = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
     return parse_choice(answer, chosen, torch.Generator().manual_seed(0) if generator is None else generator)
@@ -221,42 +223,6 @@ def _function(choice: Choice, generator: torch.Generator) -> Callable[[Any, torc
     if choice not in TRANSFORMS:
         raise ValueError(f"transform must be 'random' or one of {', '.join(TRANSFORMS)}, got {choice!r}")
     return TRANSFORMS[choice]
-
-
-def _prepare(
-    model: nn.Module, processor: Callable[..., Any], images: Sequence[Any] | None, texts: Sequence[str]
-) -> dict[str, Any]:
-    pictures = {} if images is None else {"images": list(images)}
-    padding = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
-    prepared = processor(**pictures, text=list(texts), return_tensors="pt", **padding)
-    weight = next(model.parameters())
-    return {
-        name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in prepared.items()
-    }
-
-
-def _without_image(processor: Any, texts: Sequence[str]) -> list[str]:
-    """The prompts without the image's placeholder."""
-    token = getattr(processor, "image_token", None)
-    if not isinstance(token, str):
-        raise ValueError("combine with 'm3id' needs a processor with an image_token to leave out of the prompt")
-    return [text.replace(token, "") for text in texts]
-
-
-def _chat(processor: Any) -> Callable[[str], str]:
-    def wrap(instruction: str) -> str:
-        if getattr(processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": instruction}]
-            written: str = processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-            return written
-        return f"{processor.image_token}\n{instruction}"
-
-    return wrap
 
 
 def _transformers() -> Any:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from headgate.data.folders import data_folder
 from headgate.data.seeding import splitmix64, stream_generator
@@ -26,6 +25,7 @@ from headgate.methods.steering.ritual.generate import generate_with_views
 from headgate.methods.steering.ritual.metrics import pope_scores
 from headgate.methods.steering.ritual.noise import noise_image
 from headgate.methods.steering.ritual.processor import View
+from headgate.methods.steering.ritual.prompts import image_prompt, prepare_inputs, without_image
 from headgate.methods.steering.ritual.transforms import TRANSFORMS
 from headgate.train import seeded
 
@@ -131,7 +131,7 @@ def answer_question(
         seed: of the run.
         number: of the question.
     """
-    prompt = _prompt(processor, question)
+    prompt = image_prompt(processor, question)
     views = {name: _view(model, processor, image, prompt, name, scale, seed, number) for name in decoding.names}
     base = views[decoding.base]
     options = {
@@ -163,28 +163,13 @@ def _view(
         transform = TRANSFORMS[tuple(TRANSFORMS)[order[place]]]
         images = [transform(image, stream_generator(seed, name, number))]
     elif name == "imageless":
-        images, prompt = None, prompt.replace(processor.image_token, "")
-    given = {} if images is None else {"images": images}
-    prepared = processor(**given, text=[prompt], return_tensors="pt")
-    weight = next(model.parameters())
-    inputs = {
-        key: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
-        for key, value in prepared.items()
-        if isinstance(value, Tensor)
-    }
+        images, (prompt,) = None, without_image(processor, [prompt])
+    inputs = prepare_inputs(model, processor, images, [prompt])
     if name == "noised":
         inputs["pixel_values"] = noise_image(
             inputs["pixel_values"], scale.noise_step, stream_generator(seed, name, number)
         )
     return inputs
-
-
-def _prompt(processor: Any, question: str) -> str:
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        written: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return written
-    return f"USER: {processor.image_token}\n{question} ASSISTANT:"
 
 
 def _picture(folder: Path, question: PopeQuestion) -> Any:
