@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from headgate.catalog import Method
 from headgate.claims.evidence import Evidence, claim_status, find_evidence, is_stale
@@ -128,7 +129,7 @@ def _pictures(evidence: Evidence, figures: str) -> list[str]:
         return []
     head = "| arm | picture |\n|---|---|\n"
     names = [(picture, picture.removeprefix(f"{evidence.name}-").removesuffix(".png")) for picture in evidence.pictures]
-    return [head + "\n".join(f"| {name} | ![{name}]({figures}/{picture}) |" for picture, name in names)]
+    return [head + "\n".join(f"| {name} | ![{name}]({figures}/{quote(picture)}) |" for picture, name in names)]
 
 
 def _measured(method: Method, evidence: Evidence) -> list[str]:
