@@ -38,7 +38,7 @@ class EMA:
         """Take the present weights in."""
         for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(weight.to(mean.dtype), 1 - self.decay)
-        for mean, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+        for mean, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):  # type: ignore[assignment]
             mean.copy_(buffer)
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 
 from headgate.catalog import load_methods
 from headgate.errors import DataError
-from headgate.methods.generative.diffusion_classification import ADMUNet, HeadRecipe, claim
+from headgate.methods.generative.diffusion_classification import ADMUNet, HeadRecipe, claim, experiments
 from headgate.methods.generative.diffusion_classification.experiments import (
     Grid,
     PictureNet,
@@ -88,12 +88,13 @@ def test_rivals_of_the_full_scale_are_measured(monkeypatch):
         assert 0 <= metrics["shape"] <= 1
 
 
-def test_the_discriminator_is_about_as_large_as_the_transformer():
+def test_the_gan_is_about_as_large_as_the_transformer():
     def size(model):
         return sum(p.numel() for p in model.parameters())
 
     transformer = DiT(8, 2, 8, 64, 4, 4, num_classes=16)
-    assert 0.6 < size(PictureNet([1], (48, 96, 160))) / size(transformer) < 1.4
+    players = size(PictureNet([1], (48, 96, 160))) + size(experiments._Generator())
+    assert 0.9 < players / size(transformer) < 1.1
 
 
 def test_unknown_arms_and_scales_are_refused():

@@ -178,7 +178,7 @@ class ADMUNet(nn.Module):
             ValueError: a wrong shape, a side that the levels do not divide, or labels missing or not wanted.
         """
         h, _ = self._run(x, timesteps, labels, (), self.num_blocks, {})
-        return self.out(h.to(self.out[0].weight.dtype))
+        return self.out(h.to(self.out[0].weight.dtype))  # type: ignore[arg-type]
 
     def forward_blocks(
         self,
@@ -275,7 +275,7 @@ class ADMUNet(nn.Module):
 
     def _embed(self, x: Tensor, timesteps: Tensor, labels: Tensor | None) -> Float[Tensor, "batch emb"]:
         check_shape("x", x, (None, self.in_channels, None, None), "batch, channels, height, width")
-        check_floating("x", x, like=self.time_embed[0].weight.dtype)
+        check_floating("x", x, like=self.time_embed[0].weight.dtype)  # type: ignore[arg-type]
         self._check_side("x's sides", *x.shape[2:])
         check_shape("timesteps", timesteps, (x.shape[0],), "batch")
         check_integer("timesteps", timesteps)
@@ -283,7 +283,7 @@ class ADMUNet(nn.Module):
             kind = "unconditional" if self.num_classes is None else "class-conditional"
             given = "no labels" if labels is None else "labels"
             raise ValueError(f"labels must be given if and only if the network has classes; it is {kind}, got {given}")
-        emb = self.time_embed(time_sinusoids(timesteps, self.model_channels).to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(time_sinusoids(timesteps, self.model_channels).to(self.time_embed[0].weight.dtype))  # type: ignore[arg-type]
         if labels is not None:
             check_shape("labels", labels, (x.shape[0],), "batch")
             check_integer("labels", labels)

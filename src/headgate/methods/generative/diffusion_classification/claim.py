@@ -78,8 +78,8 @@ class ToyScale:
     draws: int = 3
     head_steps: int = 300
     supervised_steps: int = 300
-    attention_rate: float = 3e-3
-    supervised_rate: float = 3e-3
+    attention_rate: float = 1e-3
+    supervised_rate: float = 1e-2
     rival_steps: int = 4000
     arms: tuple[str, ...] = ("trained", "untrained", "raw", "cnn")
 
@@ -267,7 +267,7 @@ def _measure_cifar(arm: str, seed: int, settings: CifarScale) -> Measurement:
     rows = settings.rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        train, test = (Cifar(data_folder("cifar10"), split) for split in ("train", "test"))  # type: ignore[arg-type]
+        train, test = (Cifar(data_folder("cifar10"), split) for split in ("train", "test"))
     order = torch.randperm(len(train), generator=stream_generator(seed, "cifar rows"))
     chosen = order[: rows.train + rows.validation]
     images = torch.cat([train.images[chosen], test.images[: rows.test]]).float() / 127.5 - 1

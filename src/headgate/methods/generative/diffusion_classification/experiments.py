@@ -216,7 +216,7 @@ def train_unet(pictures: ShapePictures, steps: int, seed: int) -> Callable[[ADMU
             fit(
                 model,
                 draw,
-                lambda net, batch: denoising_loss(net, path, *batch, target="noise"),
+                lambda net, batch: denoising_loss(net, path, *batch, target="noise"),  # type: ignore[misc]
                 steps=steps,
                 optimizer=optimizer,
                 schedule=one_cycle(steps),

@@ -318,7 +318,9 @@ def _metrics(scores: InfoMEC) -> dict[str, float]:
 def _guarded(scores: InfoMEC, reading: Reading) -> dict[str, float]:
     """What is reported: a model that is untrained fails, its modularity and compactness are undefined."""
     metrics = {**_metrics(scores), "psnr": reading.psnr, "trained": 1.0}
-    return metrics if _is_trained(scores, reading) else {**metrics, "infom": math.nan, "infoc": math.nan, "trained": 0.0}
+    return (
+        metrics if _is_trained(scores, reading) else {**metrics, "infom": math.nan, "infoc": math.nan, "trained": 0.0}
+    )
 
 
 def _is_trained(scores: InfoMEC, reading: Reading) -> bool:

@@ -127,6 +127,7 @@ _CIFAR100 = {
     "drop_path_rate": 0.1,
 }
 _ARMS = ("convit", "deit", "no_locality", "content_only", "position_only")
+_DIGITS_RATES = {**dict.fromkeys(_ARMS, 2e-3), "convit": 4e-3, "position_only": 4e-3}
 
 SCALES: dict[str, SmallScale | PaperScale] = {
     "smoke": SmallScale(
@@ -145,7 +146,7 @@ SCALES: dict[str, SmallScale | PaperScale] = {
         decisive=100,
         network=_DIGITS,
         training=Training(steps=lambda count: 600, batch_size=16, clip_norm=1.0),
-        rates={**dict.fromkeys(_ARMS, 2e-3), "position_only": 4e-3},
+        rates=_DIGITS_RATES,
         once=_ARMS[2:],
         first_seed=10,
     ),
@@ -155,7 +156,7 @@ SCALES: dict[str, SmallScale | PaperScale] = {
         decisive=100,
         network=_DIGITS,
         training=Training(steps=lambda count: 1600, batch_size=16, clip_norm=1.0),
-        rates={**dict.fromkeys(_ARMS, 2e-3), "position_only": 4e-3},
+        rates=_DIGITS_RATES,
         once=_ARMS[2:],
         first_seed=10,
     ),
