@@ -6,6 +6,7 @@ import importlib.util
 import re
 import warnings
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -41,6 +42,6 @@ def test_links_between_pages_lead_somewhere():
     broken = []
     for page in [*PAGES, *(ROOT / "docs" / "methods").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
-            if "://" not in target and not (page.parent / target).exists():
+            if "://" not in target and not (page.parent / unquote(target)).exists():
                 broken.append(f"{page.name}: {target}")
     assert broken == []

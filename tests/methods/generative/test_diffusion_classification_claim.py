@@ -55,8 +55,8 @@ def test_opened_gates_let_the_blocks_act():
     assert torch.equal(model.blocks[0](x, t), x)
     open_gates(model, 0)
     assert not torch.allclose(model.blocks[0](x, t), x)
-    assert float(model.blocks[1].adaLN_modulation[1].bias.mean()) == 0.5
-    assert float(model.blocks[1].adaLN_modulation[1].weight.std()) == pytest.approx(0.2, rel=0.05)
+    assert model.blocks[1].adaLN_modulation[1].bias.mean().item() == 0.5
+    assert model.blocks[1].adaLN_modulation[1].weight.std().item() == pytest.approx(0.2, rel=0.05)
 
 
 @pytest.mark.parametrize("arm", ["trained", "raw", "untrained"])

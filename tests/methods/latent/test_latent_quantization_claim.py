@@ -49,9 +49,9 @@ def test_unknown_arms_and_scales_are_refused_with_the_known_ones() -> None:
         measure("qlae", 0, "huge")
 
 
-@pytest.mark.parametrize("side", [8, 16])
-def test_the_world_is_the_full_grid_of_six_factors(side: int) -> None:
-    images = worlds.scene_images(side)
+@pytest.mark.parametrize(("side", "radii"), [(12, (0.2, 0.26, 0.32)), (16, None)])
+def test_the_world_is_the_full_grid_of_six_factors(side: int, radii: tuple[float, float, float] | None) -> None:
+    images = worlds.scene_images(side, radii)
     assert (images.size, images.shape) == (8100, (3, side, side))
     factors = images.factors(torch.arange(8100))
     assert [int(column.max()) + 1 for column in factors.T] == [3, 3, 5, 5, 6, 6]
@@ -124,7 +124,7 @@ def test_budgets_match() -> None:
     counts = {}
     for arm in settings.rates:
         counts[arm] = count_parameters(experiments.build(arm, settings.sizes, settings.images()))
-    networks = 2 * (256 * 256 + 256) + (768 * 256 + 256) + (256 * 12 + 12) + (12 * 256 + 256) + (256 * 768 + 768)
+    networks = 2 * (128 * 128 + 128) + (432 * 128 + 128) + (128 * 12 + 12) + (12 * 128 + 128) + (128 * 432 + 432)
     assert counts["ae"] == counts["ae_decay"] == counts["ae_early"] == networks
     assert counts["qlae"] == counts["qlae_no_decay"] == networks + 12 * 8
     assert counts["shared_codebook"] == networks + 8

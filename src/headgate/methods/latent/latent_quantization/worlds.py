@@ -38,13 +38,14 @@ class Images:
 
 
 @functools.lru_cache(maxsize=2)
-def scene_images(side: int = 16) -> Images:
+def scene_images(side: int = 16, radii: tuple[float, float, float] | None = None) -> Images:
     """All 8,100 pictures of one shape; rendered once per process.
 
     Args:
         side: pixels to a side.
+        radii: the three sizes of the shape, as fractions of the side; by default 0.125 to 0.22.
     """
-    world = World(size=side, shapes=3, sizes=3, positions=5, hues=6, backgrounds=6)
+    world = World(size=side, shapes=3, sizes=radii or 3, positions=5, hues=6, backgrounds=6)
     scenes = SingleObject(world, "shapes3d-lite")
     rendered = scenes.all()
     pixels, factors = rendered["image"], rendered["factors"]
