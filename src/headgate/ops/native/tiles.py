@@ -30,6 +30,7 @@ from headgate.ops.native.vectors import (
 
 __all__ = [
     "CHUNK",
+    "add_tile",
     "multiply_lane",
     "multiply_scores",
     "multiply_tile",
@@ -110,7 +111,7 @@ class _Tile:
                 address = builder.add(address, a_row)
 
 
-def _product(columns: Callable[[types.Float], int], doc: str) -> Any:
+def _product(columns: Callable[[types.Float], int], adds: bool, doc: str) -> Any:
     def multiply(
         typingctx: Any, c: Any, c_row: Any,
         a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, depth: Any,
@@ -118,7 +119,10 @@ def _product(columns: Callable[[types.Float], int], doc: str) -> Any:
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             tile = _Tile(builder, zero, TILE_ROWS, columns(zero), args[0], args[1])
-            tile.clear()
+            if adds:
+                tile.read()
+            else:
+                tile.clear()
             tile.add_product(*args[2:8])
             tile.add_product(*args[8:14])
             tile.write()
@@ -130,11 +134,35 @@ def _product(columns: Callable[[types.Float], int], doc: str) -> Any:
     return intrinsic(multiply)
 
 
-multiply_tile = _product(lambda dtype: TILE_VECTORS, "C = A·B + A2·B2 on one tile.")
-multiply_lane = _product(lambda dtype: 1, "C = A·B + A2·B2 on ``TILE_ROWS`` rows of one register.")
-multiply_scores = _product(
-    lambda dtype: CHUNK // vector_type(dtype).count, "C = A·B + A2·B2 on ``TILE_ROWS`` rows of ``CHUNK`` columns."
-)
+multiply_tile = _product(lambda dtype: TILE_VECTORS, False, "C = A·B + A2·B2 on one tile.")
+add_tile = _product(lambda dtype: TILE_VECTORS, True, "C += A·B + A2·B2 on one tile.")
+multiply_lane = _product(lambda dtype: 1, False, "C = A·B + A2·B2 on ``TILE_ROWS`` rows of one register.")
+
+
+@intrinsic
+def multiply_scores(
+    typingctx: Any, c: Any, c_row: Any,
+    a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, depth: Any, first: Any, zero: Any,
+) -> Any:  # fmt: skip
+    """C = A·B on ``TILE_ROWS`` rows of ``CHUNK`` columns, the first one being row ``first``; zero above the diagonal."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        width = vector_type(zero).count
+        index = ir.IntType(32)
+        numbers = ir.VectorType(index, width)
+        tile = _Tile(builder, zero, TILE_ROWS, CHUNK // width, args[0], args[1])
+        tile.clear()
+        tile.add_product(*args[2:8])
+
+        def below(row: int, vector: int, value: ir.Value) -> ir.Value:
+            columns = ir.Constant(numbers, [ir.Constant(index, vector * width + lane) for lane in range(width)])
+            last = emit_splat(builder, builder.trunc(builder.add(args[8], int64(row)), index), numbers)
+            return builder.select(builder.icmp_signed("<=", columns, last), value, ir.Constant(tile.kind, None))
+
+        tile.write(below)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9, zero), codegen
 
 
 def _update(gate: str, doc: str) -> Any:

@@ -26,6 +26,7 @@ __all__ = [
     "divide",
     "exponential",
     "fetch_add",
+    "inverse_exponential",
     "item_size",
     "lanes",
     "load",
@@ -318,45 +319,62 @@ def total(typingctx: Any, vector: Any) -> Any:
     return vector.dtype(vector), codegen
 
 
-@intrinsic
-def exponential(typingctx: Any, vector: Any) -> Any:
-    """e to the power of every lane, within two units in the last place; 0 where it is no normal number any more.
-
-    x = n·ln 2 + r with \\|r\\| ≤ ln 2 / 2, so eˣ = 2ⁿ·eʳ: the Taylor series of eʳ up to the term below rounding, and n
-    added to the exponent's bits.
-    """
-    single = vector.dtype == types.float32
-    degree, mantissa, bias = (7, 23, 127) if single else (13, 52, 1023)
-    lowest = -87.0 if single else -708.0
-    # ln 2 = high + low: n times the first one is exact
-    high, low = (
-        (355 / 512, math.log(2) - 355 / 512)
-        if single
-        else (float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33"))
-    )
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = vector_type(vector.dtype)
-        bits = ir.VectorType(ir.IntType(mantissa + (9 if single else 12)), kind.count)
-        x = args[0]
-        bounded = builder.select(builder.fcmp_ordered("<", x, _constant(kind, lowest)), _constant(kind, lowest), x)
-        bounded = builder.select(
-            builder.fcmp_ordered(">", bounded, _constant(kind, -lowest)), _constant(kind, -lowest), bounded
-        )
-        n = emit_call(builder, "rint", builder.fmul(bounded, _constant(kind, 1 / math.log(2))))
-        r = emit_multiply_add(builder, n, _constant(kind, -high), bounded)
-        r = emit_multiply_add(builder, n, _constant(kind, -low), r)
-        power = _constant(kind, 1 / math.factorial(degree))
-        for term in reversed(range(degree)):
-            power = emit_multiply_add(builder, power, r, _constant(kind, 1 / math.factorial(term)))
-        exponent = builder.add(
-            builder.fptosi(n, bits), ir.Constant(bits, [ir.Constant(bits.element, bias)] * kind.count)
-        )
-        scale = builder.bitcast(
-            builder.shl(exponent, ir.Constant(bits, [ir.Constant(bits.element, mantissa)] * kind.count)), kind
-        )
-        return builder.select(
-            builder.fcmp_ordered("<", x, _constant(kind, lowest)), _constant(kind, 0.0), builder.fmul(power, scale)
+def _exponential(inverse: bool, doc: str) -> Any:
+    def operation(typingctx: Any, vector: Any) -> Any:
+        single = vector.dtype == types.float32
+        degree, mantissa, bias = (7, 23, 127) if single else (13, 52, 1023)
+        lowest = -87.0 if single else -708.0
+        # added to a number, it leaves the nearest whole number and the exponent's bias in the lowest bits
+        shift = 1.5 * 2**mantissa + bias
+        # ln 2 = high + low: n times the first one is exact
+        high, low = (
+            (355 / 512, math.log(2) - 355 / 512)
+            if single
+            else (float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33"))
         )
 
-    return vector(vector), codegen
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = vector_type(vector.dtype)
+            bits = ir.VectorType(ir.IntType(mantissa + (9 if single else 12)), kind.count)
+            x, least, most = args[0], _constant(kind, lowest), _constant(kind, -lowest)
+            bounded = builder.select(builder.fcmp_ordered("<", x, least), least, x)
+            bounded = builder.select(builder.fcmp_ordered(">", bounded, most), most, bounded)
+            shifted = emit_multiply_add(builder, bounded, _constant(kind, 1 / math.log(2)), _constant(kind, shift))
+            n = builder.fsub(shifted, _constant(kind, shift))
+            r = emit_multiply_add(builder, n, _constant(kind, -high), bounded)
+            r = emit_multiply_add(builder, n, _constant(kind, -low), r)
+            square = builder.fmul(r, r)
+            even, odd = (_constant(kind, 1 / math.factorial(term)) for term in (degree - 1, degree))
+            for term in range(degree - 3, -1, -2):
+                even = emit_multiply_add(builder, even, square, _constant(kind, 1 / math.factorial(term)))
+                odd = emit_multiply_add(builder, odd, square, _constant(kind, 1 / math.factorial(term + 1)))
+            power = emit_multiply_add(builder, odd, builder.fneg(r) if inverse else r, even)
+            scale = builder.shl(builder.bitcast(shifted, bits), _constant(bits, mantissa))
+            if inverse:
+                return builder.fmul(
+                    power, builder.bitcast(builder.sub(_constant(bits, 2 * bias << mantissa), scale), kind)
+                )
+            result = builder.fmul(power, builder.bitcast(scale, kind))
+            return builder.select(builder.fcmp_ordered("<", x, least), _constant(kind, 0.0), result)
+
+        return vector(vector), codegen
+
+    operation.__doc__ = doc
+    return intrinsic(operation)
+
+
+exponential = _exponential(
+    False,
+    r"""e to the power of every lane, within two units in the last place; 0 where it is no normal number any more.
+
+    x = n·ln 2 + r with \|r\| ≤ ln 2 / 2, so eˣ = 2ⁿ·eʳ: n goes to the exponent's bits, and eʳ = p(r²) + r·q(r²) is its
+    Taylor series up to the term below rounding.
+    """,
+)
+inverse_exponential = _exponential(
+    True,
+    """1 / eˣ, within two units in the last place, as long as eˣ and it are normal numbers.
+
+    2⁻ⁿ·(p(r²) - r·q(r²)): next to :func:`exponential` of the same x it costs a third of it.
+    """,
+)

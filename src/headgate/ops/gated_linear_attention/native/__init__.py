@@ -1,7 +1,8 @@
 """Gated linear attention compiled for this CPU: forwards, backwards, and in both directions.
 
-``tiles`` holds what one core does with its registers, ``scan`` the algorithm, ``work`` what one thread does with one
-head, ``compiled`` the machine code. This module gives them the tensors.
+``tiles`` holds what one core does with its registers, ``buffers`` its scratch memory with the state, ``scan`` the
+algorithm, ``chunk`` and ``gate_gradient`` its steps beside the products, ``work`` what one thread does with one head,
+``compiled`` the machine code. This module gives them the tensors.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headgate.ops.gated_linear_attention.native.buffers import padded_height, padded_width
 from headgate.ops.gated_linear_attention.native.compiled import worker
-from headgate.ops.gated_linear_attention.native.scan import padded_height, padded_width
 from headgate.ops.gated_linear_attention.native.work import ENTRIES, TENSORS
 from headgate.ops.gated_linear_attention.registration import state_dtype
 from headgate.ops.native.memory import new_result

@@ -25,431 +25,68 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numba import njit
-
+from headgate.ops.gated_linear_attention.native.buffers import (
+    STRIP,
+    Buffers,
+    Rows,
+    compiled,
+    compiled_height,
+    compiled_width,
+    read_rows,
+)
+from headgate.ops.gated_linear_attention.native.chunk import (
+    fill_rows,
+    gate_lanes,
+    gate_rows,
+    open_gates,
+    scale_rows,
+    score,
+    set_own_apart,
+    write_gated_rows,
+    write_rows,
+)
 from headgate.ops.native.tiles import (
     CHUNK,
-    multiply_scores,
+    add_tile,
     multiply_tile,
     recur_lanes,
     recur_lanes_after,
     recur_rows,
     recur_rows_after,
-    transpose_square,
     update_lanes,
     update_rows,
 )
-from headgate.ops.native.vectors import (
-    TILE_ROWS,
-    TILE_VECTORS,
-    VECTOR_BYTES,
-    add,
-    cast,
-    divide,
-    exponential,
-    item_size,
-    lanes,
-    load,
-    load_scalar,
-    minimum,
-    multiply,
-    multiply_add,
-    prefetch,
-    smallest,
-    splat,
-    store,
-    store_scalar,
-)
+from headgate.ops.native.vectors import TILE_ROWS, cast, item_size, lanes, prefetch
 
-__all__ = [
-    "Buffers",
-    "Rows",
-    "accumulate_gate",
-    "accumulate_gate_from_start",
-    "add_spare",
-    "clear_state",
-    "compiled",
-    "fill_state",
-    "make_buffers",
-    "overlap",
-    "padded_height",
-    "padded_width",
-    "scan",
-    "set_aside",
-    "store_state",
-    "terms_rows",
-]
+__all__ = ["scan"]
 
-WEAKEST = 1e-11
-"""A chunk that leaves less than this of some channel is updated token by token."""
-
-compiled = njit(nogil=True, error_model="numpy", boundscheck=False)
+WEAKEST = -25.3
+"""A chunk whose log gates sum up to less in some channel is updated token by token; 1/E would lose accuracy."""
 
 
-class Rows(NamedTuple):
-    """One row of numbers for every visited token: where the first one starts, and the bytes from one to the next."""
+class Sizes(NamedTuple):
+    """Of the state and of the rows beside it."""
 
-    address: int
-    stride: int
+    height: int
+    width: int
+    tall: int
+    """Bytes of a padded row of x or w."""
+    wide: int
+    """Bytes of a padded row of y or out."""
 
 
-class Ahead(NamedTuple):
-    """The rows that a scan reads and writes, and the first token of the chunk after the current one."""
+class Chunk(NamedTuple):
+    """The rows that a scan reads and writes, from the first token of a chunk on."""
 
     x: Rows
     w: Rows
     y: Rows
     gate: Rows
     out: Rows
-    first: int
-
-
-class Buffers(NamedTuple):
-    """Addresses in the scratch memory of one worker; all rows are padded with zeros to whole registers and tiles."""
-
-    state: int  # [height, width]
-    x: int  # [CHUNK, height]
-    w: int  # [CHUNK, height]
-    w_columns: int  # [height, CHUNK]
-    y: int  # [CHUNK, width]
-    gate: int  # [CHUNK, max(height, width)]: the gates of single tokens
-    product: int  # [CHUNK, max(height, width)]: their products since the chunk began
-    total: int  # [max(height, width)]: the product over the whole chunk
-    scores: int  # [CHUNK, CHUNK]
-    own: int  # [CHUNK]: the scores' diagonal
-    out: int  # [CHUNK, width]
-    spare: int  # [height, width]: another state
-    terms: int  # [CHUNK, width]: terms of the gates' gradient
-
-
-def padded_height(height: int, lane_count: int) -> int:
-    """Rows of the state, in whole tiles and registers."""
-    step = max(TILE_ROWS, lane_count)
-    return (height + step - 1) // step * step
-
-
-def padded_width(width: int, lane_count: int) -> int:
-    """Columns of the state, in whole tiles."""
-    step = TILE_VECTORS * lane_count
-    return (width + step - 1) // step * step
-
-
-_padded_height = compiled(padded_height)
-_padded_width = compiled(padded_width)
-
-
-@compiled
-def make_buffers(base: int, height: int, width: int, zero: Any) -> Buffers:
-    """Lay the buffers out from ``base``, every one starting with a whole register."""
-    size = item_size(zero)
-    tall, wide = _padded_height(height, lanes(zero)) * size, _padded_width(width, lanes(zero)) * size
-    longest = max(tall, wide)
-    state = base
-    x = state + tall // size * wide
-    w = x + CHUNK * tall
-    w_columns = w + CHUNK * tall
-    y = w_columns + CHUNK * tall
-    gate = y + CHUNK * wide
-    product = gate + CHUNK * longest
-    total = product + CHUNK * longest
-    scores = total + longest
-    own = scores + CHUNK * CHUNK * size
-    out = own + CHUNK * size
-    spare = out + CHUNK * wide
-    terms = spare + tall // size * wide
-    return Buffers(state, x, w, w_columns, y, gate, product, total, scores, own, out, spare, terms)
-
-
-# --- the state -------------------------------------------------------------------------------------------------------
-
-
-@compiled
-def clear_state(buffers: Buffers, height: int, width: int, zero: Any) -> None:
-    """Set the state, padding included, to zero."""
-    nothing = splat(zero)
-    tall, wide = _padded_height(height, lanes(zero)), _padded_width(width, lanes(zero)) * item_size(zero)
-    for address in range(buffers.state, buffers.state + tall * wide, VECTOR_BYTES):
-        store(address, nothing)
-
-
-@compiled
-def fill_state(buffers: Buffers, height: int, width: int, source: int, row: int, column: int, zero: Any) -> None:
-    """Read the state from ``source``, with the given bytes from row to row and from column to column; 0 means zeros."""
-    clear_state(buffers, height, width, zero)
-    if source:
-        size, pitch = item_size(zero), _padded_width(width, lanes(zero)) * item_size(zero)
-        for i in range(height):
-            for j in range(width):
-                store_scalar(buffers.state + i * pitch + j * size, load_scalar(source + i * row + j * column, zero))
-
-
-@compiled
-def store_state(buffers: Buffers, height: int, width: int, target: int, row: int, column: int, zero: Any) -> None:
-    """Write the state to ``target``; nothing if that is 0."""
-    if target:
-        size, pitch = item_size(zero), _padded_width(width, lanes(zero)) * item_size(zero)
-        for i in range(height):
-            for j in range(width):
-                store_scalar(target + i * row + j * column, load_scalar(buffers.state + i * pitch + j * size, zero))
-
-
-@compiled
-def set_aside(buffers: Buffers, height: int, width: int, zero: Any) -> None:
-    """Copy the state to the spare one."""
-    tall, wide = _padded_height(height, lanes(zero)), _padded_width(width, lanes(zero)) * item_size(zero)
-    for offset in range(0, tall * wide, VECTOR_BYTES):
-        store(buffers.spare + offset, load(buffers.state + offset, zero))
-
-
-@compiled
-def add_spare(buffers: Buffers, height: int, width: int, zero: Any) -> None:
-    """Add the spare state to the state."""
-    tall, wide = _padded_height(height, lanes(zero)), _padded_width(width, lanes(zero)) * item_size(zero)
-    for offset in range(0, tall * wide, VECTOR_BYTES):
-        store(buffers.state + offset, add(load(buffers.state + offset, zero), load(buffers.spare + offset, zero)))
-
-
-# --- steps of a chunk ------------------------------------------------------------------------------------------------
-
-
-@compiled
-def _read_rows(rows: Rows, first: int, count: int, width: int, target: int, pitch: int, zero: Any) -> None:
-    """Copy ``count`` rows into a padded buffer of ``CHUNK`` rows; everything else in it becomes zero."""
-    size = item_size(zero)
-    whole = width // lanes(zero) * VECTOR_BYTES
-    nothing = splat(zero)
-    for i in range(count):
-        source, row = rows.address + (first + i) * rows.stride, target + i * pitch
-        for offset in range(0, whole, VECTOR_BYTES):
-            store(row + offset, load(source + offset, zero))
-        for offset in range(whole, pitch, VECTOR_BYTES):
-            store(row + offset, nothing)
-        for offset in range(whole, width * size, size):
-            store_scalar(row + offset, load_scalar(source + offset, zero))
-    for address in range(target + count * pitch, target + CHUNK * pitch, VECTOR_BYTES):
-        store(address, nothing)
-
-
-@compiled
-def _multiply_gates(buffers: Buffers, pitch: int, after: bool, zero: Any) -> Any:
-    """Exponentials of the sums of the log gates; the smallest one over the whole chunk.
-
-    Products of rounded gates would drift away over thousands of tokens where all gates are alike.
-    """
-    nothing = splat(zero)
-    least = splat(cast(1.0, zero))
-    for column in range(0, pitch, VECTOR_BYTES):
-        sum_, product = nothing, exponential(nothing)
-        for row in range(column, column + CHUNK * pitch, pitch):
-            if after:
-                store(buffers.product + row, product)
-            sum_ = add(sum_, load(buffers.gate + row, zero))
-            product = exponential(sum_)
-            if not after:
-                store(buffers.product + row, product)
-        store(buffers.total + column, product)
-        least = minimum(product, least)
-    return smallest(least)
-
-
-@compiled
-def _open_gates(buffers: Buffers, pitch: int, zero: Any) -> None:
-    """Turn logarithms into gates."""
-    for address in range(buffers.gate, buffers.gate + CHUNK * pitch, VECTOR_BYTES):
-        store(address, exponential(load(address, zero)))
-
-
-@compiled
-def _scale_rows(target: int, pitch: int, factor: Any, zero: Any) -> None:
-    if factor != cast(1.0, zero):
-        scale = splat(factor)
-        for address in range(target, target + CHUNK * pitch, VECTOR_BYTES):
-            store(address, multiply(load(address, zero), scale))
-
-
-@compiled
-def _gate_rows(buffers: Buffers, pitch: int, x_scale: Any, w_scale: Any, zero: Any) -> None:
-    """x ← x·E and w ← w/E."""
-    x_factor, w_factor = splat(x_scale), splat(w_scale)
-    for offset in range(0, CHUNK * pitch, VECTOR_BYTES):
-        product = load(buffers.product + offset, zero)
-        store(buffers.x + offset, multiply(load(buffers.x + offset, zero), multiply(product, x_factor)))
-        store(buffers.w + offset, multiply(load(buffers.w + offset, zero), divide(w_factor, product)))
-
-
-@compiled
-def _gate_lanes(buffers: Buffers, pitch: int, zero: Any) -> None:
-    """y ← y/E."""
-    for offset in range(0, CHUNK * pitch, VECTOR_BYTES):
-        store(buffers.y + offset, divide(load(buffers.y + offset, zero), load(buffers.product + offset, zero)))
-
-
-@compiled
-def _score(buffers: Buffers, tall: int, set_apart: bool, zero: Any) -> None:
-    """P = x·wᵀ, zero above the diagonal; the diagonal, each token's own score, is ``set_apart`` on demand."""
-    size = item_size(zero)
-    pitch, side = CHUNK * size, lanes(zero)
-    for token in range(0, CHUNK, side):
-        for column in range(0, tall // size, side):
-            transpose_square(
-                buffers.w + token * tall + column * size,
-                tall,
-                buffers.w_columns + column * pitch + token * size,
-                pitch,
-                zero,
-            )
-    for row in range(0, CHUNK, TILE_ROWS):
-        multiply_scores(
-            buffers.scores + row * pitch, pitch,
-            buffers.x + row * tall, tall, size, buffers.w_columns, pitch, tall // size,
-            buffers.x, 0, 0, buffers.w_columns, 0, 0, zero,
-        )  # fmt: skip
-    for row in range(CHUNK):
-        diagonal = buffers.scores + row * pitch + row * size
-        if set_apart:
-            store_scalar(buffers.own + row * size, load_scalar(diagonal, zero))
-            store_scalar(diagonal, zero)
-        for column in range(row + 1, CHUNK):
-            store_scalar(buffers.scores + row * pitch + column * size, zero)
-
-
-@compiled
-def _add_own(buffers: Buffers, wide: int, count: int, gated: bool, zero: Any) -> None:
-    """Add what every token reads of its own writing to its result; y is still divided by E where ``gated``."""
-    size = item_size(zero)
-    for i in range(count):
-        own = splat(load_scalar(buffers.own + i * size, zero))
-        for offset in range(i * wide, i * wide + wide, VECTOR_BYTES):
-            y = load(buffers.y + offset, zero)
-            if gated:
-                y = multiply(y, load(buffers.product + offset, zero))
-            store(buffers.out + offset, multiply_add(own, y, load(buffers.out + offset, zero)))
-
-
-@compiled
-def _prefetch(rows: Rows, token: int, length: int) -> None:
-    for address in range(rows.address + token * rows.stride, rows.address + token * rows.stride + length, 64):
-        prefetch(address)
-
-
-@compiled
-def _look_ahead(ahead: Ahead, strip: int, strips: int, tall: int, wide: int, lane_gates: bool) -> None:
-    """Ask for a share of the next chunk's rows; asked for all at once they would block the memory's queue."""
-    for token in range(ahead.first + strip, ahead.first + CHUNK, strips):
-        _prefetch(ahead.x, token, tall)
-        _prefetch(ahead.w, token, tall)
-        _prefetch(ahead.y, token, wide)
-        _prefetch(ahead.gate, token, wide if lane_gates else tall)
-        _prefetch(ahead.out, token, wide)
-
-
-@compiled
-def _multiply_chunk(
-    buffers: Buffers, tall: int, wide: int, count: int, lane_gates: bool, ahead: Ahead, zero: Any
-) -> None:
-    """Outputs and new state, one strip of columns after the other, so that a strip of the state stays close."""
-    size = item_size(zero)
-    pitch = CHUNK * size
-    strip = TILE_VECTORS * VECTOR_BYTES
-    for column in range(0, wide, strip):
-        _look_ahead(ahead, column // strip, wide // strip, tall, wide, lane_gates)
-        for row in range(0, CHUNK, TILE_ROWS):
-            multiply_tile(
-                buffers.out + row * wide + column, wide,
-                buffers.x + row * tall, tall, size, buffers.state + column, wide, tall // size,
-                buffers.scores + row * pitch, pitch, size, buffers.y + column, wide, row + TILE_ROWS, zero,
-            )  # fmt: skip
-        for row in range(0, tall // size, TILE_ROWS):
-            state = buffers.state + row * wide + column
-            if lane_gates:
-                update_lanes(
-                    state, wide, buffers.w + row * size, size, tall, buffers.y + column, wide, count, buffers.total + column, zero
-                )  # fmt: skip
-            else:
-                update_rows(
-                    state, wide, buffers.w + row * size, size, tall, buffers.y + column, wide, count, buffers.total + row * size, zero
-                )  # fmt: skip
-
-
-@compiled
-def _recur_chunk(
-    buffers: Buffers, tall: int, wide: int, count: int, lane_gates: bool, after: bool, ahead: Ahead, zero: Any
-) -> None:
-    """The same token by token, for gates that close within the chunk."""
-    size = item_size(zero)
-    nothing = splat(zero)
-    for address in range(buffers.out, buffers.out + CHUNK * wide, VECTOR_BYTES):
-        store(address, nothing)
-    strip = TILE_VECTORS * VECTOR_BYTES
-    for column in range(0, wide, strip):
-        _look_ahead(ahead, column // strip, wide // strip, tall, wide, lane_gates)
-        y, out = buffers.y + column, buffers.out + column
-        for row in range(0, tall // size, TILE_ROWS):
-            state, x, w = buffers.state + row * wide + column, buffers.x + row * size, buffers.w + row * size
-            if lane_gates:
-                gate = buffers.gate + column
-                if after:
-                    recur_lanes_after(state, wide, x, tall, w, tall, y, wide, gate, wide, out, wide, count, zero)
-                else:
-                    recur_lanes(state, wide, x, tall, w, tall, y, wide, gate, wide, out, wide, count, zero)
-            else:
-                gate = buffers.gate + row * size
-                if after:
-                    recur_rows_after(state, wide, x, tall, w, tall, y, wide, gate, tall, out, wide, count, zero)
-                else:
-                    recur_rows(state, wide, x, tall, w, tall, y, wide, gate, tall, out, wide, count, zero)
-
-
-@compiled
-def _write_rows(
-    source: int, pitch: int, count: int, width: int, rows: Rows, first: int, accumulate: bool, zero: Any
-) -> None:
-    """Copy the results of a chunk out, or add them to what is there."""
-    size = item_size(zero)
-    whole = width // lanes(zero) * VECTOR_BYTES
-    for i in range(count):
-        row, target = source + i * pitch, rows.address + (first + i) * rows.stride
-        if accumulate:
-            for offset in range(0, whole, VECTOR_BYTES):
-                store(target + offset, add(load(target + offset, zero), load(row + offset, zero)))
-            for offset in range(whole, width * size, size):
-                store_scalar(target + offset, load_scalar(target + offset, zero) + load_scalar(row + offset, zero))
-        else:
-            for offset in range(0, whole, VECTOR_BYTES):
-                store(target + offset, load(row + offset, zero))
-            for offset in range(whole, width * size, size):
-                store_scalar(target + offset, load_scalar(row + offset, zero))
-
-
-@compiled
-def _multiply_rows(
-    source: int,
-    pitch: int,
-    count: int,
-    width: int,
-    factor: Rows,
-    target: Rows,
-    first: int,
-    sign: Any,
-    accumulate: bool,
-    zero: Any,
-) -> None:
-    """target ← sign · factor ⊙ results, or added to what is there: the terms of the gate's gradient."""
-    size = item_size(zero)
-    whole = width // lanes(zero) * VECTOR_BYTES
-    signs = splat(sign)
-    for i in range(count):
-        row = source + i * pitch
-        factors, out = factor.address + (first + i) * factor.stride, target.address + (first + i) * target.stride
-        for offset in range(0, whole, VECTOR_BYTES):
-            term = multiply(multiply(load(row + offset, zero), signs), load(factors + offset, zero))
-            store(out + offset, add(load(out + offset, zero), term) if accumulate else term)
-        for offset in range(whole, width * size, size):
-            number = load_scalar(row + offset, zero) * sign * load_scalar(factors + offset, zero)
-            store_scalar(out + offset, load_scalar(out + offset, zero) + number if accumulate else number)
-
-
-# --- the scan --------------------------------------------------------------------------------------------------------
+    factor: Rows
+    terms: Rows
+    tokens: int
+    """How many there are in the chunk."""
 
 
 @compiled
@@ -469,9 +106,9 @@ def scan(
     after: bool,
     accumulate: bool,
     factor: Rows,
-    product: Rows,
+    terms: Rows,
     sign: Any,
-    add_product: bool,
+    add_terms: bool,
     zero: Any,
 ) -> None:
     """Scan ``tokens`` tokens, starting from and leaving behind the state in ``buffers``.
@@ -491,104 +128,205 @@ def scan(
         lane_gates: whether the state fades along its columns, which makes it a scan for gradients of keys or queries.
         after: whether the state fades after it was read.
         accumulate: whether the results are added to what is in ``out``.
-        factor: with ``lane_gates``, multiplied with the results less each token's own share to give ``product``.
-        product: where that goes.
-        sign: factor on ``product``.
-        add_product: whether ``product`` is added to what is there.
+        factor: with ``lane_gates``, multiplied with the results less each token's own share to give ``terms``.
+        terms: where that goes.
+        sign: factor on ``terms``.
+        add_terms: whether they are added to what is there.
         zero: 0 in the type of the computation.
     """
     size = item_size(zero)
-    tall, wide = _padded_height(height, lanes(zero)) * size, _padded_width(width, lanes(zero)) * size
-    gate_width, gate_pitch = (width, wide) if lane_gates else (height, tall)
+    tall, wide = compiled_height(height, lanes(zero)) * size, compiled_width(width, lanes(zero)) * size
+    sizes = Sizes(height, width, tall, wide)
     for first in range(0, tokens, CHUNK):
         count = min(CHUNK, tokens - first)
-        ahead = Ahead(x, w, y, gate, out, first + CHUNK)
-        _read_rows(x, first, count, height, buffers.x, tall, zero)
-        _read_rows(w, first, count, height, buffers.w, tall, zero)
-        _read_rows(y, first, count, width, buffers.y, wide, zero)
-        _read_rows(gate, first, count, gate_width, buffers.gate, gate_pitch, zero)
-        mild = _multiply_gates(buffers, gate_pitch, after, zero) > WEAKEST
-        if lane_gates or not mild:
-            _scale_rows(buffers.x, tall, x_scale, zero)
-            _scale_rows(buffers.w, tall, w_scale, zero)
-        elif mild:
-            _gate_rows(buffers, tall, x_scale, w_scale, zero)
-        if lane_gates or mild:
-            _score(buffers, tall, lane_gates, zero)
-        if mild:
-            if lane_gates:
-                _gate_lanes(buffers, wide, zero)
-            _multiply_chunk(buffers, tall, wide, count, lane_gates, ahead, zero)
-            if lane_gates:
-                for offset in range(0, count * wide, VECTOR_BYTES):
-                    gated = multiply(load(buffers.out + offset, zero), load(buffers.product + offset, zero))
-                    store(buffers.out + offset, gated)
-        else:
-            _open_gates(buffers, gate_pitch, zero)
-            _recur_chunk(buffers, tall, wide, count, lane_gates, after, ahead, zero)
+        chunk = Chunk(
+            _from(x, first), _from(w, first), _from(y, first), _from(gate, first), _from(out, first),
+            _from(factor, first), _from(terms, first), count,
+        )  # fmt: skip
         if lane_gates:
-            _multiply_rows(buffers.out, wide, count, width, factor, product, first, sign, add_product, zero)
-            _add_own(buffers, wide, count, mild, zero)
-        _write_rows(buffers.out, wide, count, width, out, first, accumulate, zero)
+            _lane_chunk(buffers, sizes, chunk, x_scale, w_scale, after, zero)
+            write_gated_rows(
+                buffers, wide, count, width, chunk.out, accumulate, chunk.factor, chunk.terms, sign, add_terms, zero
+            )  # fmt: skip
+        else:
+            _row_chunk(buffers, sizes, chunk, x_scale, w_scale, after, accumulate, zero)
 
 
 @compiled
-def overlap(
-    buffers: Buffers, height: int, width: int, other: int, row: int, column: int, target: int, zero: Any
+def _from(rows: Rows, first: int) -> Rows:
+    return Rows(rows.address + first * rows.stride, rows.stride)
+
+
+@compiled
+def _whole_rows(rows: Rows, count: int, width: int, target: int, pitch: int, zero: Any) -> Rows:
+    """The rows of a chunk where they are; a copy that is padded with zeros if they do not fill registers and chunk."""
+    if count == CHUNK and width * item_size(zero) == pitch:
+        return rows
+    return read_rows(rows, count, width, target, pitch, zero)
+
+
+@compiled
+def _row_chunk(
+    buffers: Buffers, sizes: Sizes, chunk: Chunk, x_scale: Any, w_scale: Any, after: bool, accumulate: bool, zero: Any
 ) -> None:
-    """Put Σ_rows S ⊙ other, per column, into ``target``; zeros if ``other`` is 0. ``target`` may be a row of ``other``."""
-    size = item_size(zero)
-    wide = _padded_width(width, lanes(zero)) * size
-    for j in range(wide // size):
-        sum_ = zero
-        if other and j < width:
-            for i in range(height):
-                mine = load_scalar(buffers.state + i * wide + j * size, zero)
-                sum_ += mine * load_scalar(other + i * row + j * column, zero)
-        store_scalar(target + j * size, sum_)
+    """One chunk of a scan whose state fades along its rows."""
+    height, width, tall, wide = sizes
+    count = chunk.tokens
+    x = _whole_rows(chunk.x, count, height, buffers.x, tall, zero)
+    w = _whole_rows(chunk.w, count, height, buffers.w, tall, zero)
+    y = _whole_rows(chunk.y, count, width, buffers.y, wide, zero)
+    gate = _whole_rows(chunk.gate, count, height, buffers.gate, tall, zero)
+    gated_x, gated_w, result = Rows(buffers.x, tall), Rows(buffers.w, tall), Rows(buffers.out, wide)
+    if gate_rows(buffers, x, w, gate, tall, after, x_scale, w_scale, zero) > cast(WEAKEST, zero):
+        score(buffers, gated_x, gated_w, tall, zero)
+        if count == CHUNK and width * item_size(zero) == wide:
+            _multiply_chunk(buffers, sizes, chunk, gated_x, y, chunk.out, False, accumulate, zero)
+            return
+        _multiply_chunk(buffers, sizes, chunk, gated_x, y, result, False, False, zero)
+    else:
+        read_rows(chunk.x, count, height, buffers.x, tall, zero)
+        read_rows(chunk.w, count, height, buffers.w, tall, zero)
+        opened = read_rows(chunk.gate, count, height, buffers.gate, tall, zero)
+        scale_rows(buffers.x, tall, x_scale, zero)
+        scale_rows(buffers.w, tall, w_scale, zero)
+        open_gates(buffers.gate, tall, zero)
+        _recur_chunk(buffers, sizes, chunk, gated_x, gated_w, y, opened, False, after, zero)
+    write_rows(result, count, width, chunk.out, accumulate, zero)
 
 
 @compiled
-def accumulate_gate(buffers: Buffers, width: int, tokens: int, terms: Rows, zero: Any) -> None:
-    """Turn the terms of the gate's gradient into sums from each token to the last one, plus ``buffers.total``."""
-    size = item_size(zero)
-    whole = width // lanes(zero) * VECTOR_BYTES
-    for offset in range(0, whole, VECTOR_BYTES):
-        running = load(buffers.total + offset, zero)
-        for token in range(tokens - 1, -1, -1):
-            address = terms.address + token * terms.stride + offset
-            running = add(running, load(address, zero))
-            store(address, running)
-    for offset in range(whole, width * size, size):
-        last = load_scalar(buffers.total + offset, zero)
-        for token in range(tokens - 1, -1, -1):
-            address = terms.address + token * terms.stride + offset
-            last += load_scalar(address, zero)
-            store_scalar(address, last)
-
-
-@compiled
-def terms_rows(buffers: Buffers, width: int, zero: Any) -> Rows:
-    """The rows of ``buffers.terms``."""
-    return Rows(buffers.terms, _padded_width(width, lanes(zero)) * item_size(zero))
-
-
-@compiled
-def accumulate_gate_from_start(
-    buffers: Buffers, width: int, tokens: int, terms: Rows, gradient: Rows, zero: Any
+def _lane_chunk(
+    buffers: Buffers, sizes: Sizes, chunk: Chunk, x_scale: Any, w_scale: Any, after: bool, zero: Any
 ) -> None:
-    """Add to each token's gradient the first row of ``buffers.spare`` and the terms of all tokens before it."""
+    """One chunk of a scan whose state fades along its columns; the results, not yet gated, stay in ``buffers.out``."""
+    height, width, tall, wide = sizes
+    count = chunk.tokens
+    x = _whole_rows(chunk.x, count, height, buffers.x, tall, zero)
+    w = _whole_rows(chunk.w, count, height, buffers.w, tall, zero)
+    y = _whole_rows(chunk.y, count, width, buffers.y, wide, zero)
+    gate = _whole_rows(chunk.gate, count, width, buffers.gate, wide, zero)
+    gated_y, result = Rows(buffers.y, wide), Rows(buffers.out, wide)
+    mild = gate_lanes(buffers, y, gate, wide, after, x_scale, w_scale, zero) > cast(WEAKEST, zero)
+    score(buffers, x, w, tall, zero)
+    set_own_apart(buffers, zero)
+    if mild:
+        _multiply_chunk(buffers, sizes, chunk, x, gated_y, result, True, False, zero)
+    else:
+        read_rows(chunk.y, count, width, buffers.y, wide, zero)
+        opened = read_rows(chunk.gate, count, width, buffers.gate, wide, zero)
+        scale_rows(buffers.y, wide, w_scale, zero)
+        open_gates(buffers.gate, wide, zero)
+        fill_rows(buffers.product, wide, x_scale, zero)
+        _recur_chunk(buffers, sizes, chunk, x, w, gated_y, opened, True, after, zero)
+
+
+# --- the arithmetic of a chunk ---------------------------------------------------------------------------------------
+
+
+@compiled
+def _multiply_chunk(
+    buffers: Buffers,
+    sizes: Sizes,
+    chunk: Chunk,
+    x: Rows,
+    y: Rows,
+    out: Rows,
+    lane_gates: bool,
+    accumulate: bool,
+    zero: Any,
+) -> None:
+    """Outputs and new state, one strip of columns after the other."""
     size = item_size(zero)
-    whole = width // lanes(zero) * VECTOR_BYTES
-    for offset in range(0, whole, VECTOR_BYTES):
-        running = load(buffers.spare + offset, zero)
-        for token in range(tokens):
-            address = gradient.address + token * gradient.stride + offset
-            store(address, add(running, load(address, zero)))
-            running = add(running, load(terms.address + token * terms.stride + offset, zero))
-    for offset in range(whole, width * size, size):
-        so_far = load_scalar(buffers.spare + offset, zero)
-        for token in range(tokens):
-            address = gradient.address + token * gradient.stride + offset
-            store_scalar(address, so_far + load_scalar(address, zero))
-            so_far += load_scalar(terms.address + token * terms.stride + offset, zero)
+    height, pitch, count = sizes.tall // size, CHUNK * size, chunk.tokens
+    for column in range(0, sizes.wide, STRIP):
+        strip, written = buffers.state + column * height, y.address + column
+        for row in range(0, CHUNK, TILE_ROWS):
+            result = out.address + row * out.stride + column
+            read, scores = x.address + row * x.stride, buffers.scores + row * pitch
+            if accumulate:
+                add_tile(
+                    result, out.stride, read, x.stride, size, strip, STRIP, height,
+                    scores, pitch, size, written, y.stride, row + TILE_ROWS, zero,
+                )  # fmt: skip
+            else:
+                multiply_tile(
+                    result, out.stride, read, x.stride, size, strip, STRIP, height,
+                    scores, pitch, size, written, y.stride, row + TILE_ROWS, zero,
+                )  # fmt: skip
+        for row in range(0, height, TILE_ROWS):
+            _look_ahead(chunk, sizes, column * height + row * STRIP, lane_gates, zero)
+            tile, w = strip + row * STRIP, buffers.w_columns + row * pitch
+            if lane_gates:
+                update_lanes(tile, STRIP, w, pitch, size, written, y.stride, count, buffers.total + column, zero)
+            else:
+                update_rows(tile, STRIP, w, pitch, size, written, y.stride, count, buffers.total + row * size, zero)
+
+
+@compiled
+def _recur_chunk(
+    buffers: Buffers,
+    sizes: Sizes,
+    chunk: Chunk,
+    x: Rows,
+    w: Rows,
+    y: Rows,
+    gate: Rows,
+    lane_gates: bool,
+    after: bool,
+    zero: Any,
+) -> None:
+    """The same token by token, for gates that close within the chunk; the results go to ``buffers.out``."""
+    size = item_size(zero)
+    height, wide, count = sizes.tall // size, sizes.wide, chunk.tokens
+    fill_rows(buffers.out, wide, zero, zero)
+    for column in range(0, wide, STRIP):
+        ys, out = y.address + column, buffers.out + column
+        for row in range(0, height, TILE_ROWS):
+            _look_ahead(chunk, sizes, column * height + row * STRIP, lane_gates, zero)
+            tile = buffers.state + column * height + row * STRIP
+            xs, ws, gates = x.address + row * size, w.address + row * size, gate.address
+            if lane_gates:
+                gates += column
+                if after:
+                    recur_lanes_after(
+                        tile, STRIP, xs, x.stride, ws, w.stride, ys, y.stride, gates, gate.stride, out, wide, count, zero
+                    )  # fmt: skip
+                else:
+                    recur_lanes(
+                        tile, STRIP, xs, x.stride, ws, w.stride, ys, y.stride, gates, gate.stride, out, wide, count, zero
+                    )  # fmt: skip
+            else:
+                gates += row * size
+                if after:
+                    recur_rows_after(
+                        tile, STRIP, xs, x.stride, ws, w.stride, ys, y.stride, gates, gate.stride, out, wide, count, zero
+                    )  # fmt: skip
+                else:
+                    recur_rows(
+                        tile, STRIP, xs, x.stride, ws, w.stride, ys, y.stride, gates, gate.stride, out, wide, count, zero
+                    )  # fmt: skip
+
+
+@compiled
+def _look_ahead(chunk: Chunk, sizes: Sizes, place: int, lane_gates: bool, zero: Any) -> None:
+    """Ask for the share of the next chunk's rows that belongs to the tile at ``place`` bytes of the state.
+
+    Asked for all at once they would block the memory's queue.
+    """
+    shares = sizes.wide // STRIP * (sizes.tall // item_size(zero) // TILE_ROWS)
+    share = place // (TILE_ROWS * STRIP)
+    for token in range(CHUNK + share * CHUNK // shares, CHUNK + (share + 1) * CHUNK // shares):
+        _prefetch(chunk.x, token, sizes.tall)
+        _prefetch(chunk.w, token, sizes.tall)
+        _prefetch(chunk.y, token, sizes.wide)
+        _prefetch(chunk.gate, token, sizes.wide if lane_gates else sizes.tall)
+        _prefetch(chunk.out, token, sizes.wide)
+        if lane_gates:
+            _prefetch(chunk.factor, token, sizes.wide)
+            _prefetch(chunk.terms, token, sizes.wide)
+
+
+@compiled
+def _prefetch(rows: Rows, token: int, length: int) -> None:
+    for address in range(rows.address + token * rows.stride, rows.address + token * rows.stride + length, 64):
+        prefetch(address)

@@ -10,21 +10,23 @@ from typing import Any
 
 from numba import njit
 
-from headgate.ops.gated_linear_attention.native.scan import (
+from headgate.ops.gated_linear_attention.native.buffers import (
     Rows,
-    accumulate_gate,
-    accumulate_gate_from_start,
     add_spare,
     clear_state,
     compiled,
     fill_state,
     make_buffers,
     overlap,
-    scan,
     set_aside,
     store_state,
+)
+from headgate.ops.gated_linear_attention.native.gate_gradient import (
+    accumulate_gate,
+    accumulate_gate_from_start,
     terms_rows,
 )
+from headgate.ops.gated_linear_attention.native.scan import scan
 from headgate.ops.native.tiles import CHUNK
 from headgate.ops.native.vectors import cast, fetch_add, item_size, load_int, load_scalar
 
@@ -126,7 +128,7 @@ def _value_scans(
             _rows(job, results, sequence, head, offset, backwards),
             read_scale, write_scale, no, gradient, direction > 0, nowhere, nowhere, one, no, zero,
         )  # fmt: skip
-        store_state(buffers, height, width, _state(behind, sequence, head, offset), columns * size, size, zero)
+        store_state(buffers, height, width, _state(behind, sequence, head, offset), columns * size, zero)
 
 
 @compiled
@@ -194,7 +196,7 @@ def _key_gradients(job: int, sequence: int, head: int, block: int, base: int, sc
             if part == blocks and dstate:
                 add_spare(buffers, height, width, zero)
             if part > 0:
-                store_state(buffers, height, width, stored + (part - 1) * stored_step, columns * size, size, zero)
+                store_state(buffers, height, width, stored + (part - 1) * stored_step, columns * size, zero)
 
         fill_state(buffers, height, width, initial, row, column, zero)
         for part in range(blocks + 1):
@@ -204,7 +206,7 @@ def _key_gradients(job: int, sequence: int, head: int, block: int, base: int, sc
             adds_final = part == blocks and dstate != 0
             if adds_final:
                 wide = terms_rows(buffers, width, zero).stride
-                overlap(buffers, height, width, buffers.spare, wide, size, buffers.spare, zero)
+                overlap(buffers, height, width, buffers.spare, wide, buffers.spare, zero)
             scan(
                 buffers, height, width, count,
                 _part(do, start, count, no), _part(v, start, count, no), _part(k, start, count, no),
@@ -213,9 +215,9 @@ def _key_gradients(job: int, sequence: int, head: int, block: int, base: int, sc
             )  # fmt: skip
             if part < blocks:
                 later = stored + part * stored_step
-                overlap(buffers, height, width, later, columns * size, size, buffers.total, zero)
+                overlap(buffers, height, width, later, columns * size, buffers.total, zero)
             else:
-                overlap(buffers, height, width, 0, 0, 0, buffers.total, zero)
+                overlap(buffers, height, width, 0, 0, buffers.total, zero)
             accumulate_gate(buffers, width, count, terms, zero)
             if adds_final:
                 accumulate_gate_from_start(buffers, width, count, _part(final_terms, 0, rest, yes), terms, zero)
